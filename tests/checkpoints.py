@@ -1,0 +1,267 @@
+"""Random checkpoints in the hub's folder layout, shared by all tests and benchmarks.
+
+    make_checkpoint(tmp_path / "m", layers=2, sharing=True)
+    make_checkpoint(tmp_path / "m", **PUBLISHED["125M"], dtype="f16")
+
+The same arguments give the same bytes. Torch is imported for `.bin` containers only.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import random
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# The published shapes of the base family; the layer-shared 125M and 350M have the same ones.
+PUBLISHED: dict[str, dict[str, int]] = {
+    "125M": dict(layers=30, hidden=576, heads=9, kv_heads=3, ffn=1536, vocab=32000),
+    "350M": dict(layers=32, hidden=960, heads=15, kv_heads=5, ffn=2560, vocab=32000),
+    "600M": dict(layers=40, hidden=1152, heads=18, kv_heads=6, ffn=3072, vocab=32000),
+    "1B": dict(layers=54, hidden=1280, heads=20, kv_heads=5, ffn=3584, vocab=32000),
+    "1.5B": dict(layers=54, hidden=1600, heads=25, kv_heads=5, ffn=4352, vocab=32000),
+}
+
+TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+SAFETENSORS_NAMES = {
+    "float32": "F32", "float16": "F16", "uint16": "BF16", "float64": "F64", "int8": "I8",
+}
+SHARDS = 3
+
+
+def make_checkpoint(
+    folder: Path | str,
+    *,
+    layers: int = 2,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    ffn: int = 128,
+    vocab: int = 512,
+    sharing: bool = False,
+    tied: bool = True,
+    dtype: str = "bf16",
+    container: str = "safetensors",
+    architecture: str = "MobileLLMForCausalLM",
+    seed: int = 0,
+    tensors: Mapping[str, np.ndarray | None] | None = None,
+    **config: Any,
+) -> Path:
+    """Write a random checkpoint into `folder` and return its path.
+
+    `layers` counts stored blocks. `container` is safetensors, sharded, bin or sharded-bin.
+    `tensors` replaces tensors or adds some (None leaves one out): float32 arrays are cast to
+    `dtype`, arrays of other types are stored as they are, uint16 as BF16. Further keywords
+    override fields of config.json; `...` leaves a field out.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    head_dim = hidden // heads
+    fields: dict[str, Any] = {
+        "architectures": [architecture],
+        "attention_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": ffn,
+        "max_position_embeddings": 2048,
+        "model_type": "llama",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": tied,
+        "torch_dtype": TORCH_NAMES[dtype],
+        "use_cache": True,
+        "vocab_size": vocab,
+    }
+    if architecture == "MobileLLMForCausalLM":  # as on the hub: tying goes by a name of its own
+        fields |= {
+            "model_type": "mobilellm",
+            "share_embedding": tied,
+            "tie_word_embeddings": False,
+            "layer_sharing": sharing,
+            "use_cache": not sharing,
+        }
+    fields |= config
+    fields = {name: value for name, value in fields.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+
+    (folder / "tokenizer.model").write_bytes(tokenizer_model(vocab))
+    tokenizer_config = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "",
+        "eos_token": "",
+        "unk_token": "",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 2048,
+        "tokenizer_class": "LlamaTokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
+
+    shapes = tensor_shapes(layers, hidden, heads * head_dim, kv_heads * head_dim, ffn, vocab, tied)
+    changes = dict(tensors or {})
+    names = [name for name in shapes if changes.get(name, ...) is not None]
+    names += [name for name, array in changes.items() if name not in shapes and array is not None]
+
+    def make(name: str) -> np.ndarray:
+        array = changes.get(name)
+        if array is None:
+            array = random_tensor(name, shapes[name], seed)
+        return array if array.dtype != np.float32 else cast(array, dtype)
+
+    def describe(name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        array = changes.get(name)
+        if array is None or array.dtype == np.float32:
+            stored = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}[dtype]
+            return (shapes[name] if array is None else array.shape), np.dtype(stored)
+        return array.shape, array.dtype
+
+    save = save_bin if container.endswith("bin") else save_safetensors
+    stem, ending = ("pytorch_model", "bin") if save is save_bin else ("model", "safetensors")
+    if container.startswith("sharded"):
+        weight_map: dict[str, str] = {}
+        for shard in range(SHARDS):
+            file = f"{stem}-{shard + 1:05}-of-{SHARDS:05}.{ending}"
+            own = names[shard::SHARDS]
+            save(folder / file, {name: describe(name) for name in own}, map(make, own))
+            weight_map |= dict.fromkeys(own, file)
+        index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index, indent=2))
+    else:
+        save(folder / f"{stem}.{ending}", {n: describe(n) for n in names}, map(make, names))
+    return folder
+
+
+def tensor_shapes(
+    layers: int, hidden: int, q_rows: int, kv_rows: int, ffn: int, vocab: int, tied: bool
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the family's tensors, in the order of the model."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
+    for i in range(layers):
+        block = f"model.layers.{i}."
+        shapes |= {
+            block + "self_attn.q_proj.weight": (q_rows, hidden),
+            block + "self_attn.k_proj.weight": (kv_rows, hidden),
+            block + "self_attn.v_proj.weight": (kv_rows, hidden),
+            block + "self_attn.o_proj.weight": (hidden, q_rows),
+            block + "mlp.gate_proj.weight": (ffn, hidden),
+            block + "mlp.up_proj.weight": (ffn, hidden),
+            block + "mlp.down_proj.weight": (hidden, ffn),
+            block + "input_layernorm.weight": (hidden,),
+            block + "post_attention_layernorm.weight": (hidden,),
+        }
+    shapes["model.norm.weight"] = (hidden,)
+    if not tied:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    return shapes
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Float32, scaled so that logits have a deviation of about 3 at any width."""
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    array = rng.standard_normal(shape, dtype=np.float32)
+    if len(shape) == 1:
+        return np.float32(1.0) + np.float32(0.1) * array
+    gain = 3.0 if name.startswith(("model.embed_tokens", "lm_head")) else 1.2
+    return array * np.float32(gain / shape[1] ** 0.5)
+
+
+def cast(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Float32 to the stored type, to the nearest, ties to even; BF16 as uint16."""
+    if dtype != "bf16":
+        return array.astype({"f32": np.float32, "f16": np.float16}[dtype])
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded[np.isnan(array)] = 0x7FC0
+    return rounded
+
+
+Descriptions = Mapping[str, tuple[tuple[int, ...], "np.dtype[Any]"]]
+
+
+def save_safetensors(path: Path, tensors: Descriptions, arrays: Iterator[np.ndarray]) -> None:
+    """Write one array after the other; the header comes from the descriptions."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in tensors.items():
+        start, end = end, end + int(np.prod(shape)) * dtype.itemsize
+        stored = SAFETENSORS_NAMES[dtype.name]
+        header[name] = {"dtype": stored, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in arrays:
+            file.write(np.ascontiguousarray(array).data)
+
+
+def save_bin(path: Path, tensors: Descriptions, arrays: Iterator[np.ndarray]) -> None:
+    """Write a state dict with torch.save."""
+    import torch
+
+    state = {}
+    for name, array in zip(tensors, arrays, strict=True):
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        state[name] = tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+    torch.save(state, path)
+
+
+@functools.cache
+def tokenizer_model(vocab: int) -> bytes:
+    """A SentencePiece BPE model with `vocab` pieces, Llama's special ids and byte fallback.
+
+    Up to 512 pieces are trained; more are made-up words, appended to the serialized model
+    (a protobuf message may be continued by appending further entries of a repeated field).
+    """
+    import sentencepiece
+
+    trained = min(vocab, 512)
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences()),
+        model_writer=writer,
+        model_type="bpe",
+        vocab_size=trained,
+        byte_fallback=True,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    model = writer.getvalue()
+    for i in range(trained, vocab):
+        piece = f"\u2581made{i}".encode()
+        entry = b"\x0a" + bytes([len(piece)]) + piece + b"\x15" + struct.pack("<f", -float(i))
+        model += b"\x0a" + bytes([len(entry)]) + entry
+    return model
+
+
+def sentences() -> list[str]:
+    """A few thousand sentences of invented words, always the same."""
+    rng = random.Random(0)
+    syllables = [a + b for a in "bdfghjklmnprstvwyz" for b in ("a", "e", "i", "o", "u", "an", "el")]
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(400)]
+    words += [*"0123456789", "a", "I", "the", "and", "cafe", "Qu", "xc"]
+    return [
+        " ".join(rng.choices(words, k=rng.randint(4, 12))).capitalize() + rng.choice(".,!?;:'\"()-")
+        for _ in range(2000)
+    ]
