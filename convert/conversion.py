@@ -1,0 +1,206 @@
+"""The way of a checkpoint into a GGUF file, a few rows at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mobilellm_cpp.errors import CheckpointError
+
+from ..quant.recipe import tensor_type
+from ..quant.rounding import Array, NotRepresentable, Rounder
+from ..quant.types import OUTPUT_TYPES, TensorType
+from .checkpoint import Checkpoint, open_checkpoint
+from .families import Model, Weight, build_model
+from .gguf_file import GGUFFile, check_output, string, u32
+from .hub import download
+from .tokenizer import read_tokenizer
+
+CHUNK = 1 << 18  # weights that one thread works on at a time: they stay in its cache
+QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What was written: `n_stored` blocks, `n_executed` layers, `schedule` the block of each
+    layer; `bits_per_weight` counts tensor data only; `notes` are remarks for people."""
+
+    path: Path
+    architecture: str
+    type: str
+    size_bytes: int
+    n_params: int
+    bits_per_weight: float
+    n_stored: int
+    n_executed: int
+    schedule: tuple[int, ...]
+    tied: bool
+    notes: list[str]
+
+
+def convert_checkpoint(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    type: str = "f16",
+    schedule: str | Sequence[int] | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Write the checkpoint `source`, a folder or a hub id, as the GGUF file `out`.
+
+    `type` is f32, f16, bf16, q8_0 or q4_0. `schedule` overrides the order in which the stored
+    blocks are executed: immediate, repeat-all-over, reverse, "0,0,1,..." or block numbers.
+    Without `out` the file goes to <name of the source>-<type>.gguf in the current folder.
+    `progress` gets the bytes done, the bytes in all and the tensor's name, in the calling thread.
+    Raises CheckpointError for whatever cannot be converted; `out` is then as it was before.
+    """
+    if type not in OUTPUT_TYPES:
+        raise CheckpointError(f"type must be one of {', '.join(OUTPUT_TYPES)}, not {type!r}.")
+    try:
+        checkpoint = open_checkpoint(source, revision, download)
+        path = Path(f"{checkpoint.name}-{type}.gguf" if out is None else out).expanduser()
+        check_output(path, checkpoint.files)
+        model = build_model(checkpoint.config, checkpoint.tensors, schedule)
+        metadata, notes = _metadata(checkpoint, model, type)
+        types = {
+            weight.name: tensor_type(type, weight.name, weight.tensor.shape, model.tied)
+            for weight in model.weights
+        }
+        file = GGUFFile(
+            path, metadata, [(w.name, w.tensor.shape, types[w.name]) for w in model.weights]
+        )
+        _write(file, model.weights, types, progress)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else f"{out or source}: "
+        raise CheckpointError(f"{place}{error.strerror or error}.") from error
+
+    n_params = sum(weight.tensor.bits.size for weight in model.weights)
+    return ConversionReport(
+        path=path,
+        architecture=model.architecture,
+        type=type,
+        size_bytes=file.size,
+        n_params=n_params,
+        bits_per_weight=8 * sum(file.sizes.values()) / n_params,
+        n_stored=model.n_stored,
+        n_executed=len(model.schedule),
+        schedule=model.schedule,
+        tied=model.tied,
+        notes=[*model.notes, *notes],
+    )
+
+
+def checkpoint_fingerprint(source: str | Path, revision: str | None = None) -> str:
+    """A key that changes whenever the content of a file that a conversion reads does."""
+    try:
+        return open_checkpoint(source, revision, download).fingerprint()
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or source}: {error.strerror or error}.") from error
+
+
+def _metadata(
+    checkpoint: Checkpoint, model: Model, type: str
+) -> tuple[dict[str, bytes], list[str]]:
+    tokenizer, notes = read_tokenizer(checkpoint.folder, checkpoint.config, model.vocab_size)
+    general = {
+        "general.architecture": string(model.architecture),
+        "general.type": string("model"),
+        "general.name": string(_title(checkpoint.name)),
+        "general.file_type": u32(OUTPUT_TYPES[type][1]),
+        "general.quantization_version": u32(QUANTIZATION_VERSION),
+    }
+    return {**general, **model.metadata, **tokenizer}, notes
+
+
+def _title(name: str) -> str:
+    """A folder's name as llama.cpp's converter writes it: tiny-model-v1 is "Tiny Model v1"."""
+    words = name.replace("-", " ").split()
+    plain = [w.islower() and not w[0].isdigit() and not w[1:2].isdigit() for w in words]
+    return " ".join(w.title() if p else w for w, p in zip(words, plain, strict=True))
+
+
+def _write(
+    file: GGUFFile,
+    weights: list[Weight],
+    types: dict[str, TensorType],
+    progress: Progress | None,
+) -> None:
+    """Convert all chunks on a few threads; errors are those of the first chunk that has one."""
+    rounder = Rounder()
+    threads = min(4, os.cpu_count() or 1)
+    total = sum(file.sizes.values())
+    done = 0
+    running: deque[tuple[str, Future[int]]] = deque()
+
+    def finish() -> None:
+        nonlocal done
+        name, future = running.popleft()
+        done += future.result()
+        if progress is not None:
+            progress(done, total, name)
+
+    with file, ThreadPoolExecutor(threads) as pool:
+        for weight in weights:
+            for first, last in _chunks(weight):
+                job = pool.submit(
+                    _convert_rows, file, rounder, weight, types[weight.name], first, last
+                )
+                running.append((weight.name, job))
+                if len(running) > 2 * threads:
+                    finish()
+        while running:
+            finish()
+
+
+def _chunks(weight: Weight) -> Iterator[tuple[int, int]]:
+    """Row ranges of about CHUNK weights; those of q and k hold whole heads."""
+    rows, columns = _matrix(weight).shape
+    unit = weight.head_rows or 1
+    step = max(1, CHUNK // (unit * columns)) * unit
+    return ((first, min(first + step, rows)) for first in range(0, rows, step))
+
+
+def _matrix(weight: Weight) -> Array:
+    bits = weight.tensor.bits
+    return bits if bits.ndim == 2 else bits.reshape(1, -1)
+
+
+def _convert_rows(
+    file: GGUFFile, rounder: Rounder, weight: Weight, kind: TensorType, first: int, last: int
+) -> int:
+    """Check, reorder, round and write rows first..last; returns the bytes written."""
+    tensor = weight.tensor
+    bits = _matrix(weight)[first:last]
+    try:
+        rounder.check(bits, tensor.dtype, kind)
+    except NotRepresentable as problem:
+        row, column = problem.index
+        position = [first + row, column][-len(tensor.shape) :]
+        if np.isfinite(problem.value):
+            raise CheckpointError(
+                f"{tensor} holds {problem.value:g} at {position}, beyond what {kind.name} can "
+                "hold: use type bf16 or f32."
+            ) from None
+        raise CheckpointError(f"{tensor} holds {problem.value} at {position}.") from None
+    if weight.head_rows:
+        bits = interleave(bits, weight.head_rows)
+    data = rounder.round(bits, tensor.dtype, kind)
+    file.write(weight.name, first * kind.row_bytes(bits.shape[1]), data.data)
+    return data.nbytes
+
+
+def interleave(bits: Array, head_rows: int) -> Array:
+    """Rows (heads * head_rows, columns) with row i of a head and row i + head_rows/2 made
+    neighbours: transformers rotates split halves, ggml's Llama rotates neighbouring pairs."""
+    rows, columns = bits.shape
+    heads = bits.reshape(rows // head_rows, 2, head_rows // 2, columns)
+    return heads.swapaxes(1, 2).reshape(rows, columns)

@@ -1,0 +1,63 @@
+"""Fetches a checkpoint from the Hugging Face hub: only the files that a conversion reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobilellm_cpp.errors import CheckpointError
+
+from .checkpoint import SAFETENSORS, SAFETENSORS_INDEX, TOKENIZER_FILES, TORCH, TORCH_INDEX
+
+
+def download(repo: str, revision: str | None) -> Path:
+    """The folder of the snapshot in huggingface_hub's cache; finished files are not fetched again.
+
+    Without a network the cached snapshot is used.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    where = repo if revision is None else f"{repo} at revision {revision}"
+    try:
+        try:
+            info = huggingface_hub.HfApi().model_info(repo, revision=revision)
+        except (errors.HfHubHTTPError, errors.HFValidationError):
+            raise
+        except Exception:  # no network, or told not to use it
+            return Path(
+                huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)
+            )
+        files = {sibling.rfilename for sibling in info.siblings or []}
+        wanted = ["config.json", *TOKENIZER_FILES, *_weights(files)]
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted)
+        )
+    except errors.GatedRepoError:
+        raise CheckpointError(
+            f"{where} is gated: accept its terms on huggingface.co and run `hf auth login`."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(f"{where} does not exist on the hub.") from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{where} is neither a folder here nor a model on the hub "
+            "(if it is private, run `hf auth login`)."
+        ) from None
+    except errors.HFValidationError:
+        raise CheckpointError(f"{repo} is neither a folder here nor a valid hub id.") from None
+    except errors.LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{where} is not in the hub cache, and the hub cannot be reached."
+        ) from None
+    except Exception as error:  # the HTTP library's own errors differ between its versions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise CheckpointError(f"{where} cannot be fetched from the hub: {reason}.") from None
+
+
+def _weights(files: set[str]) -> list[str]:
+    """Patterns of the weight files; safetensors are preferred."""
+    if SAFETENSORS in files:
+        return [SAFETENSORS]
+    if SAFETENSORS_INDEX in files:
+        return [SAFETENSORS_INDEX, "model-*.safetensors"]
+    return [TORCH] if TORCH in files else [TORCH_INDEX, "pytorch_model-*.bin"]

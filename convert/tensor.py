@@ -1,0 +1,31 @@
+"""A tensor as it lies in a checkpoint file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# How the raw bits of each weight type are held; tensors of other types are never opened.
+BITS: dict[str, type[np.uint16] | type[np.uint32]] = {
+    "F32": np.uint32,
+    "F16": np.uint16,
+    "BF16": np.uint16,
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`bits` has the tensor's shape if `dtype` is in BITS; it is a view of the mapped file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    bits: npt.NDArray[Any]
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}"

@@ -1,0 +1,1 @@
+"""Types of GGUF tensors, the choice of one for each tensor, and rounding to it."""
