@@ -1,0 +1,58 @@
+# make demo     build all, convert the shipped model, chat with it
+# make test     all checks and tests (also builds the stock llama.cpp they compare with, once)
+# make lint | stock | sanitize | clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+UPSTREAM := mobilellm_cpp/native/upstream.py
+
+# llama-cpp-python is installed as bindings only: the library they load is ours
+export CMAKE_ARGS := -DLLAMA_BUILD=OFF $(CMAKE_ARGS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
+
+SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
+    $(shell find convert quant kernels mobilellm_cpp -type f -not -name '*.pyc')
+
+.PHONY: demo test lint stock sanitize clean
+
+demo: .venv/installed
+	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
+	    echo '> Hello! Who are you?'; echo 'Hello! Who are you?' | $(BIN)/mobilellm chat; fi
+
+test: lint .venv/tests-installed stock
+	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/tests-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find mobilellm_cpp/native kernels -name '*.cpp' -o -name '*.h')
+
+.venv/created:
+	$(PYTHON) -m venv .venv
+	$(PIP) 'pip>=24' 'scikit-build-core>=0.11' 'cmake>=3.21' ninja
+	touch $@
+
+.venv/installed: .venv/created $(SOURCES)
+	@echo 'Building mobilellm-cpp: the first time takes a few minutes.'
+	$(INSTALL) .
+	touch $@
+
+.venv/tests-installed: .venv/installed
+	$(INSTALL) '.[test]'
+	touch $@
+
+# The unpatched peer for tests and benchmarks, in the build cache, once for all checkouts.
+stock: .venv/created
+	@src="$$($(BIN)/python $(UPSTREAM) fetch)" && build="$$src-stock" && \
+	if [ ! -e "$$build/done" ]; then \
+	    echo 'Building the stock llama.cpp: once, a few minutes.' && \
+	    $(BIN)/cmake -S "$$src" -B "$$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
+	        -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+	        -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF -Wno-dev >/dev/null && \
+	    $(BIN)/cmake --build "$$build" --target llama llama-bench >/dev/null && touch "$$build/done"; \
+	fi
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,57 @@
+"""The command line: one module for each subcommand; what they do lives in the package.
+
+Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 the work failed (one
+sentence), 2 wrong usage. Heavy imports happen inside the commands, so that --help is quick.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ..errors import MobileLLMError
+from . import chat, convert, generate, inspect
+
+app = typer.Typer(
+    name="mobilellm",
+    help="Convert MobileLLM checkpoints to GGUF and run them on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(convert.convert)
+app.command()(chat.chat)
+app.command()(generate.generate)
+app.command()(inspect.inspect)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f"mobilellm-cpp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of failures.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The `mobilellm` command."""
+    arguments = [text for text in sys.argv[1:] if text != "--debug"]  # allowed anywhere
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments)
+    except (MobileLLMError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        print(f"mobilellm: {error or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,71 @@
+"""What several subcommands share: the MODEL argument and the progress bar."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(help="A GGUF file, a checkpoint folder or a hub id.", show_default=False),
+]
+OptionalModel = Annotated[
+    str | None,
+    typer.Argument(
+        help="A GGUF file, a checkpoint folder or a hub id; without it, the shipped demo model.",
+        show_default=False,
+    ),
+]
+Type = Annotated[
+    str | None,
+    typer.Option(
+        help="Weight type when a checkpoint is converted: f32, f16, bf16, q8_0 or q4_0.",
+        show_default=False,
+    ),
+]
+Context = Annotated[
+    int, typer.Option("--ctx", min=0, help="Context in tokens; 0 takes what the file says.")
+]
+Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="0: the physical cores.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="The same seed gives the same text.", show_default=False)
+]
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A callback for conversions that draws a bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TextColumn("{task.description}"))
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("", total=None)
+
+    def update(done: int, total: int, name: str) -> None:
+        bar.start()  # not before there is something to show
+        bar.update(task, completed=done, total=total, description=name)
+
+    try:
+        yield update
+    finally:
+        bar.stop()
+
+
+def resolve(model: str | None, type: str | None) -> Path:
+    """The GGUF file of a MODEL argument, converted with a progress bar if need be."""
+    from ..cache import resolve as resolve_model
+
+    with progress_bar() as progress:
+        return resolve_model(model, type, progress)
+
+
+def load(model: str | None, type: str | None, **arguments: Any) -> Any:
+    """MobileLLM for a MODEL argument."""
+    path = resolve(model, type)
+    from ..model import MobileLLM
+
+    return MobileLLM(path, **arguments)

@@ -1,0 +1,39 @@
+"""mobilellm convert: a checkpoint becomes a GGUF file."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A checkpoint folder or a hub id.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The file to write; by default NAME-TYPE.gguf here."),
+    ] = None,
+    type: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0 or q4_0.")] = "f16",
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Order of the blocks: immediate, repeat-all-over, reverse or 0,0,1,1,…; "
+            "by default what config.json says."
+        ),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Convert a MobileLLM checkpoint to a GGUF file."""
+    from ..convert import convert_checkpoint
+    from .common import progress_bar
+
+    with progress_bar() as progress:
+        report = convert_checkpoint(
+            source, out, type=type, schedule=schedule, revision=revision, progress=progress
+        )
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(
+        f"{report.path}: {report.size_bytes / 2**20:.1f} MiB, {report.bits_per_weight:.2f} bits a "
+        f"weight, {report.n_stored} blocks stored, {report.n_executed} layers executed"
+    )

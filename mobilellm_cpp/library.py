@@ -1,0 +1,111 @@
+"""Loads our libllama for llama-cpp-python, and keeps a bad file from taking the process down.
+
+Import `llama_cpp` from here and nowhere else in the package.
+"""
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelError
+
+FOLDER = Path(__file__).resolve().parent / "lib"
+
+
+def _foreign_libraries() -> list[str]:
+    """Paths of ggml or llama libraries in this process that are not ours (Linux; else empty)."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    loaded = set(re.findall(r"/\S*/lib(?:llama|ggml)[\w.-]*\.so[\w.]*", maps))
+    return sorted(path for path in loaded if Path(path).parent != FOLDER)
+
+
+def _load() -> Any:
+    """llama_cpp over our library. Raises ModelError when another libllama is in the way."""
+    earlier = sys.modules.get("llama_cpp.llama_cpp")
+    foreign = _foreign_libraries()
+    if (earlier and Path(earlier._base_path) != FOLDER) or (not earlier and foreign):
+        raise ModelError(
+            f"another libllama is already loaded ({foreign[0] if foreign else earlier._base_path}): "
+            f"import mobilellm_cpp before llama_cpp, which then uses the library of mobilellm_cpp"
+        )
+    if not (FOLDER.exists() and any(FOLDER.glob("*llama.*"))):
+        raise ModelError(f"libllama is missing from {FOLDER}: reinstall mobilellm-cpp")
+    before = os.environ.get("LLAMA_CPP_LIB_PATH")
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(FOLDER)
+    try:
+        import llama_cpp
+    finally:
+        if before is None:
+            del os.environ["LLAMA_CPP_LIB_PATH"]
+        else:
+            os.environ["LLAMA_CPP_LIB_PATH"] = before
+    return llama_cpp
+
+
+llama_cpp = _load()
+_lib = llama_cpp.llama_cpp._lib
+_lib.mobilellm_guard_begin.argtypes = []
+_lib.mobilellm_guard_begin.restype = None
+_lib.mobilellm_guard_end.argtypes = []
+_lib.mobilellm_guard_end.restype = None
+_lib.mobilellm_guard_reason.argtypes = []
+_lib.mobilellm_guard_reason.restype = ctypes.c_char_p
+_lib.mobilellm_tokenize.argtypes = llama_cpp.llama_cpp.llama_tokenize.argtypes
+_lib.mobilellm_tokenize.restype = ctypes.c_int32
+_lib.mobilellm_context_length.argtypes = [ctypes.c_char_p]
+_lib.mobilellm_context_length.restype = ctypes.c_int64
+
+# What upstream puts before the reason itself.
+_PREFIX = re.compile(r"(?:\w+: |error loading model(?: \w+)?: |failed to initialize the context: )+")
+
+
+def _reason() -> str:
+    """The first thing that went wrong under guard, without upstream's function names."""
+    text = _lib.mobilellm_guard_reason().decode("utf-8", "replace")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return _PREFIX.sub("", first, count=1).strip()
+
+
+@contextmanager
+def guard(what: str) -> Iterator[None]:
+    """Turns an abort or a failed load inside llama.cpp on this thread into a ModelError that says
+    what: reason. Errors are kept for that sentence and not printed."""
+    _lib.mobilellm_guard_begin()
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ModelError(f"{what}: {_reason() or error}") from error
+    finally:
+        _lib.mobilellm_guard_end()
+
+
+def tokenize(vocab: Any, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
+    """llama_tokenize that raises ModelError where the vocabulary cannot spell the text."""
+    capacity = len(text) + 2
+    while True:
+        tokens = (ctypes.c_int32 * capacity)()
+        n = _lib.mobilellm_tokenize(
+            vocab, text, len(text), tokens, capacity, add_special, parse_special
+        )
+        if n == -(2**31):
+            raise ModelError(f"the vocabulary of this file cannot spell the text ({_reason()})")
+        if n >= 0:
+            return tokens[:n]
+        capacity = -n
+
+
+def context_length(path: str) -> int:
+    """The context in tokens that a GGUF file was trained for; 0 when it does not say. Raises
+    ModelError when the file cannot be parsed as GGUF."""
+    n_ctx = int(_lib.mobilellm_context_length(os.fsencode(path)))
+    if n_ctx < 0:
+        raise ModelError(f"{path}: {_reason() or 'not a GGUF file'}")
+    return n_ctx

@@ -1,0 +1,278 @@
+"""MobileLLM: a GGUF file as a Python object. It is a llama_cpp.Llama, so whatever takes one takes it."""
+
+import codecs
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ModelError
+from .library import context_length, guard, llama_cpp, tokenize
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+
+# For files without a chat template: the base models, which continue a dialogue as text.
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] }}\n"
+    "{% elif m['role'] == 'user' %}User: {{ m['content'] }}\nAssistant:"
+    "{% else %} {{ m['content'] }}\n{% endif %}{% endfor %}"
+)
+PLAIN_STOP = ("\nUser:", "\nAssistant:")
+
+
+def _physical_cores() -> int:
+    """Cores this process may use, hyper-threads counted once."""
+    if not hasattr(os, "sched_getaffinity"):
+        return max(1, (os.cpu_count() or 2) // 2)
+    allowed = os.sched_getaffinity(0)
+    siblings = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text().strip() if path.exists() else str(cpu))
+    return len(siblings)
+
+
+class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no types
+    """A loaded model.
+
+    model_path: a GGUF file of architecture `mobilellm`, or any that llama.cpp runs.
+    n_ctx: context in tokens; 0 takes what the file says, at most 8192.
+    n_threads: 0 takes the physical cores.
+    Other arguments are those of llama_cpp.Llama. Flash attention is on (a quantized KV cache needs
+    it), logging off. Raises ModelError with the reason when the file cannot be used.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        n_ctx: int = 0,
+        n_threads: int = 0,
+        flash_attn: bool = True,
+        verbose: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._stack = contextlib.ExitStack()  # what Llama.__del__ closes, should we stop early
+        path = os.fspath(model_path)
+        if not os.path.isfile(path):
+            raise ModelError(f"{path}: no such file")
+        threads = n_threads or _physical_cores()
+        kwargs.setdefault("n_threads_batch", threads)
+        with guard(path):
+            super().__init__(
+                path,
+                n_ctx=n_ctx or min(context_length(path) or 512, 8192),
+                n_threads=threads,
+                flash_attn=flash_attn,
+                verbose=verbose,
+                **kwargs,
+            )
+        template = self.metadata.get("tokenizer.chat_template")
+        self._stop = () if template else PLAIN_STOP
+        self._template = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
+            template=template or PLAIN_TEMPLATE,
+            eos_token=self._token_text(self.token_eos()),
+            bos_token=self._token_text(self.token_bos()),
+        )
+        if self.chat_handler is None and self.chat_format == "llama-2" and not template:
+            self._chat_handlers["plain"] = self._template.to_chat_handler()
+            self.chat_format = "plain"
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        source: str | os.PathLike[str],
+        type: str = "q4_0",
+        *,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> "MobileLLM":
+        """The model of a checkpoint folder or hub id, converted to `type` once and cached.
+
+        The cache is keyed by the checkpoint's content. kwargs go to MobileLLM. Raises
+        CheckpointError when the checkpoint cannot be converted.
+        """
+        from .cache import converted
+
+        return cls(converted(source, type, revision=revision), **kwargs)
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Token ids of UTF-8 text. Raises ModelError where the vocabulary cannot spell it."""
+        return tokenize(self._model.vocab, text, add_bos, special)
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt for the next answer: the file's chat template over messages, as token ids.
+
+        Files without a template get plain `User:` and `Assistant:` lines.
+        """
+        try:
+            prompt = self._template(messages=list(messages)).prompt
+        except Exception as error:  # templates are programs of strangers
+            raise ModelError(f"the chat template of this file fails: {error}") from error
+        # the template writes bos itself when it wants one
+        tokens = self.tokenize(prompt.encode(), add_bos=False, special=True)
+        bos = self.token_bos()
+        if self._model.add_bos_token() and bos >= 0 and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Yields the continuation of a text, or the answer to messages, in pieces as it is made.
+
+        Ends at an end-of-text token, at a stop string (not yielded), after max_tokens, or where
+        the context is full. temperature 0 is greedy; the same seed gives the same text.
+        Raises ModelError when the prompt does not fit into the context.
+        """
+        if isinstance(prompt, str):
+            tokens = self.tokenize(prompt.encode(), special=True)
+        else:
+            tokens = self.chat_tokens(prompt)
+            stop = (*stop, *self._stop)
+        room = self.n_ctx() - len(tokens)
+        if room < 1:
+            raise ModelError(
+                f"the prompt has {len(tokens)} tokens, and the context holds {self.n_ctx()}"
+            )
+        if not tokens:
+            raise ModelError("the prompt is empty")
+        if seed is not None:
+            self.set_seed(seed)
+        budget = room if max_tokens is None else min(room, max_tokens)
+        pieces = self._pieces(
+            tokens,
+            budget,
+            temp=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+        )
+        text = _until_stop(pieces, stop)
+        return text if isinstance(prompt, str) else _without_leading_space(text)
+
+    def _pieces(self, tokens: list[int], budget: int, **sampling: float) -> Iterator[str]:
+        """Up to budget generated tokens as text; bytes that are no UTF-8 become U+FFFD."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        if budget > 0:
+            for count, token in enumerate(self.generate(tokens, **sampling), start=1):
+                if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
+                    break
+                yield decoder.decode(self._piece(token))
+                if count == budget:
+                    break
+        yield decoder.decode(b"", final=True)
+
+    def chat(self, messages: Sequence[Message], **sampling: Any) -> str:
+        """The answer to messages, whole. sampling: the arguments of stream."""
+        return "".join(self.stream(messages, **sampling))
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """float32 [n_tokens, n_vocab]: the logits after each of tokens, from an empty context.
+
+        Raises ModelError for no tokens, more than n_ctx, or ids outside the vocabulary.
+        """
+        out = np.empty((len(tokens), self.n_vocab()), np.float32)
+        for start, stop in self._decode(tokens):
+            got = np.ctypeslib.as_array(self._ctx.get_logits(), (stop - start, self.n_vocab()))
+            out[start:stop] = got
+        self.reset()
+        return out
+
+    def embeddings(self, texts: Sequence[str], normalize: bool = True) -> npt.NDArray[np.float32]:
+        """float32 [len(texts), n_embd]: the mean over a text's tokens of the last hidden state
+        (after the final norm), scaled to length 1 unless normalize is False."""
+        out = np.empty((len(texts), self.n_embd()), np.float32)
+        llama_cpp.llama_set_embeddings(self.ctx, True)
+        try:
+            for row, text in zip(out, texts, strict=True):
+                tokens = self.tokenize(text.encode())
+                total = np.zeros(self.n_embd(), np.float64)
+                for start, stop in self._decode(tokens):
+                    got = llama_cpp.llama_get_embeddings(self.ctx)
+                    total += np.ctypeslib.as_array(got, (stop - start, self.n_embd())).sum(0)
+                row[:] = total / len(tokens)
+        finally:
+            llama_cpp.llama_set_embeddings(self.ctx, self.context_params.embeddings)
+            self.reset()
+        if normalize:
+            out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+        return out
+
+    def _decode(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Runs tokens from an empty context, batch by batch, with an output for each; yields
+        [start, stop) of each batch while its outputs can be read."""
+        n_vocab = self.n_vocab()
+        if not tokens or len(tokens) > self.n_ctx():
+            raise ModelError(f"{len(tokens)} tokens given, and the context holds 1 to {self.n_ctx()}")
+        if bad := [token for token in tokens if not 0 <= token < n_vocab]:
+            raise ModelError(f"token {bad[0]} is outside the vocabulary of {n_vocab}")
+        self.reset()
+        self._ctx.kv_cache_clear()
+        for start in range(0, len(tokens), self.n_batch):
+            batch = tokens[start : start + self.n_batch]
+            self._batch.set_batch(batch=batch, n_past=start, logits_all=True)
+            self._ctx.decode(self._batch)
+            yield start, start + len(batch)
+
+    def _piece(self, token: int) -> bytes:
+        """The bytes of one token inside a text; nothing for control tokens."""
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, False)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def _token_text(self, token: int) -> str:
+        return self._model.token_get_text(token) if token >= 0 else ""
+
+
+def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    """Passes pieces on up to the first stop string; holds back what may become one."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = min((at for text in stop if (at := held.find(text)) >= 0), default=-1)
+        if found >= 0:
+            held = held[:found]
+            break
+        safe = len(held) - max((_overlap(held, text) for text in stop), default=0)
+        if safe:
+            yield held[:safe]
+            held = held[safe:]
+    if held:
+        yield held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that begins stop."""
+    return next(n for n in range(min(len(text), len(stop)), -1, -1) if text.endswith(stop[:n]))
+
+
+def _without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
+    started = False
+    for piece in pieces:
+        if not started:
+            piece = piece.lstrip(" ")
+        started = started or bool(piece)
+        if piece:
+            yield piece

@@ -1,0 +1,25 @@
+// The C API that the Python side calls beside llama.h.
+
+#pragma once
+
+#include "llama.h"
+
+extern "C" {
+
+// Puts the calling thread under guard and forgets earlier reasons: an abort of ggml on this thread becomes a
+// C++ exception, and errors are kept instead of printed. Calls nest.
+LLAMA_API void mobilellm_guard_begin();
+LLAMA_API void mobilellm_guard_end();
+
+// What was logged as an error on this thread since the outermost guard began; lives until the next guard.
+LLAMA_API const char * mobilellm_guard_reason();
+
+// llama_tokenize that cannot take the process down: INT32_MIN when the vocabulary fails, with a reason.
+LLAMA_API int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t length,
+                                     llama_token * tokens, int32_t capacity, bool add_special, bool parse_special);
+
+// What the file says as `<architecture>.context_length`; 0 when it does not say, -1 when it is no GGUF file
+// that upstream's parser takes (with a reason).
+LLAMA_API int64_t mobilellm_context_length(const char * path);
+
+}  // extern "C"

@@ -1,0 +1,36 @@
+// The `mobilellm` architecture for llama.cpp: a Llama whose stored blocks run in the order of a
+// schedule (MobileLLM, arXiv 2402.14905, section 3.4: block-wise weight sharing).
+//
+// register.patch calls what is declared here; nothing else of upstream changes.
+
+#pragma once
+
+#include "models/models.h"
+
+struct llama_model_mobilellm : public llama_model_base {
+    explicit llama_model_mobilellm(const llama_model_params & params) : llama_model_base(params) {}
+
+    void load_arch_hparams(llama_model_loader & ml) override;
+    void load_arch_tensors(llama_model_loader & ml) override;
+
+    std::unique_ptr<llm_graph_context> build_arch_graph(const llm_graph_params & params) const override;
+
+    // (n_layer) the stored block that each executed layer uses, in order
+    std::vector<uint32_t> schedule;
+
+    struct graph : public llm_graph_context {
+        graph(const llama_model_mobilellm & model, const llm_graph_params & params);
+
+        // attention and feed-forward of executed layer il, each with its residual; inp: (n_embd, n_tokens)
+        ggml_tensor * attention(const llama_layer & block, ggml_tensor * inp, ggml_tensor * positions,
+                                llm_graph_input_attn_kv * kv, int il);
+        ggml_tensor * feed_forward(const llama_layer & block, ggml_tensor * inp, int il);
+    };
+};
+
+// Throws std::runtime_error with one sentence when a `llama` or `mobilellm` file says something that
+// the loader, the graph or a worker thread would abort on. Other architectures pass unseen.
+void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only);
+
+// Upper bound of graph nodes. Upstream counts stored tensors, too few once blocks run more than once.
+uint32_t mobilellm_graph_max_nodes(const llama_model & model);
