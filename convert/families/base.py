@@ -41,8 +41,8 @@ def build(
     for field, neutral in NEUTRAL.items():
         value = config.get(field)
         if value not in neutral:
-            expected = "absent" if neutral == (None,) else repr(neutral[0]).lower()
-            raise config.refusal(field, f"must be {expected}", value)
+            allowed = "absent" if neutral == (None,) else repr(neutral[0]).lower()
+            raise config.refusal(field, f"must be {allowed}", value)
     hidden = config.integer("hidden_size", 1 << 16)
     ffn = config.integer("intermediate_size", 1 << 20)
     blocks = config.integer("num_hidden_layers", MAX_LAYERS)
