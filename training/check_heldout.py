@@ -1,0 +1,79 @@
+"""Check that the questions kept for measuring are far enough from those used for training.
+
+    python training/check_heldout.py [FILE ...]      default: heldout.jsonl and dev.jsonl
+
+Promises: exit 0 when in every file each item names an intent of the world, the dialogue before its
+wording is one the world allows, and the wording shares at most two thirds of its content words
+with any one wording that training can use; else exit 1 with a line for each breach. The rule must
+hold twice: with question words (who, where, ...) counted as content and without them. Words are
+compared by their stem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from world import Intent, Item, content_words, read_items, read_world
+
+HERE = Path(__file__).parent
+FILES = [HERE / "heldout.jsonl", HERE / "dev.jsonl"]
+
+
+def closest(wording: str, others: dict[str, str], question_words: bool) -> tuple[int, int, str]:
+    """Return (shared, own, other): the most content words that one of others shares, the number of
+    the wording's own, and that other wording with its intent."""
+    own = content_words(wording, question_words)
+    best = (0, len(own), "")
+    for other, intent in others.items():
+        shared = len(own & content_words(other, question_words))
+        if shared > best[0]:
+            best = (shared, len(own), f"{intent}: {other}")
+    return best
+
+
+def breaches(item: Item, intents: dict[str, Intent], wordings: dict[str, str]) -> list[str]:
+    """Return what is wrong with one item, a sentence each."""
+    if item.intent not in intents:
+        return ["no such intent"]
+    wrong = []
+    answers = {intent.answer: name for name, intent in intents.items()}
+    said = [m["content"] for m in item.messages if m["role"] == "assistant"]
+    if any(text not in answers for text in said):
+        wrong.append("the dialogue holds an answer that is not in the world")
+    elif said and answers[said[-1]] not in intents[item.intent].after:
+        wrong.append(f"does not follow {answers[said[-1]]}")
+    for question_words in (True, False):
+        shared, own, other = closest(item.wording, wordings, question_words)
+        if own == 0 or 3 * shared > 2 * own:
+            wrong.append(f"shares {shared} of {own} content words with '{other}'")
+    return wrong
+
+
+def check(path: Path, intents: dict[str, Intent], wordings: dict[str, str]) -> int:
+    """Print the breaches of one file and a summary line; return how many there are."""
+    items = read_items(path)
+    count = 0
+    for item in items:
+        for sentence in breaches(item, intents, wordings):
+            print(f"{path.name}: {item.intent}: '{item.wording}' {sentence}")
+            count += 1
+    later = sum(len(item.messages) > 1 for item in items)
+    names = len({item.intent for item in items})
+    print(f"{path.name}: {len(items)} items, {later} follow-ups, {names} intents, {count} breaches")
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path, default=FILES)
+    arguments = parser.parse_args()
+    intents = {intent.name: intent for intent in read_world()}
+    wordings = {text: intent.name for intent in intents.values() for text in intent.wordings}
+    print(f"{len(intents)} intents, {len(wordings)} different wordings")
+    return 1 if sum(check(path, intents, wordings) for path in arguments.files) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
