@@ -21,7 +21,7 @@ demo: .venv/installed
 	    echo '> Hello! Who are you?'; echo 'Hello! Who are you?' | $(BIN)/mobilellm chat; fi
 
 test: lint .venv/tests-installed stock
-	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" $(BIN)/pytest $(PYTEST_ARGS)
 
 lint: .venv/tests-installed
 	$(BIN)/ruff check .

@@ -44,8 +44,10 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
     model_path: a GGUF file of architecture `mobilellm`, or any that llama.cpp runs.
     n_ctx: context in tokens; 0 takes what the file says, at most 8192.
     n_threads: 0 takes the physical cores.
-    Other arguments are those of llama_cpp.Llama. Flash attention is on (a quantized KV cache needs
-    it), logging off. Raises ModelError with the reason when the file cannot be used.
+    flash_attn: None is on, which a quantized KV cache needs, except for an f32 KV cache, which
+    upstream's flash attention would round to f16.
+    Other arguments are those of llama_cpp.Llama; logging is off. Raises ModelError with the reason
+    when the file cannot be used.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         *,
         n_ctx: int = 0,
         n_threads: int = 0,
-        flash_attn: bool = True,
+        flash_attn: bool | None = None,
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -64,6 +66,8 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
             raise ModelError(f"{path}: no such file")
         threads = n_threads or _physical_cores()
         kwargs.setdefault("n_threads_batch", threads)
+        if flash_attn is None:
+            flash_attn = llama_cpp.GGML_TYPE_F32 not in (kwargs.get("type_k"), kwargs.get("type_v"))
         with guard(path):
             super().__init__(
                 path,

@@ -1,0 +1,24 @@
+"""Fixtures that several folders of tests use."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import checkpoints`, `import stock`
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_source() -> Path:
+    """The unpatched llama.cpp source, converter included."""
+    folder = os.environ.get("MOBILELLM_STOCK")
+    if not folder:
+        pytest.fail("the tests compare with stock llama.cpp: run them with `make test`")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def stock_lib(llama_cpp_source: Path) -> Path:
+    """The folder with the unpatched libllama."""
+    return llama_cpp_source.with_name(llama_cpp_source.name + "-stock") / "bin"
