@@ -139,9 +139,7 @@ def main() -> None:
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds} ...", file=sys.stderr)
             results["mobilellm"].append(run(OURS, source, ours, options.type, tiny))
-            results["llama.cpp"].append(
-                run(THEIRS, source, theirs, options.type, tiny, script)
-            )
+            results["llama.cpp"].append(run(THEIRS, source, theirs, options.type, tiny, script))
             results["copy"].append(run(COPY, ours, copy, "-", "-"))
             size = ours.stat().st_size
             for path in (ours, theirs, copy):

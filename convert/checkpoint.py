@@ -19,7 +19,10 @@ TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX)
 
 TOKENIZER_FILES = (
-    "tokenizer.model", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
 )
 
 

@@ -125,7 +125,7 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[tuple[str, int
                 raise CheckpointError(f"{path}: {name!r} has the impossible id {token_id!r}.")
             added.append((path.name, token_id, name, False))
     path = folder / "tokenizer_config.json"
-    decoder = settings.get("added_tokens_decoder") or {}
+    decoder = settings.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
         raise CheckpointError(f"{path}: added_tokens_decoder is no JSON object.")
     for key, entry in decoder.items():

@@ -113,7 +113,13 @@ def ggml() -> ctypes.CDLL:
         getattr(library, name).argtypes = [pointer, pointer, count]
         getattr(library, name).restype = None
     library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int, pointer, pointer, count, count, count, pointer,
+        ctypes.c_int,
+        pointer,
+        pointer,
+        count,
+        count,
+        count,
+        pointer,
     ]  # type, source, target, first weight, rows, columns, importance
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     return library

@@ -31,7 +31,11 @@ PUBLISHED: dict[str, dict[str, int]] = {
 
 TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 SAFETENSORS_NAMES = {
-    "float32": "F32", "float16": "F16", "uint16": "BF16", "float64": "F64", "int8": "I8",
+    "float32": "F32",
+    "float16": "F16",
+    "uint16": "BF16",
+    "float64": "F64",
+    "int8": "I8",
 }
 SHARDS = 3
 

@@ -51,10 +51,10 @@ def build(
     vocab = config.integer("vocab_size", 1 << 24)
     context = config.integer("max_position_embeddings", 1 << 28)
     epsilon = config.number("rms_norm_eps", 0.1)
-    if heads % kv_heads:
-        raise config.refusal("num_key_value_heads", f"must divide the {heads} heads", kv_heads)
     if config.get("head_dim") is None and hidden % heads:
         raise config.refusal("num_attention_heads", f"must divide hidden_size {hidden}", heads)
+    if heads % kv_heads:
+        raise config.refusal("num_key_value_heads", f"must divide the {heads} heads", kv_heads)
     head_dim = config.integer("head_dim", 1 << 12, default=hidden // heads)
     if head_dim % 2:
         raise config.refusal("head_dim", "must be even, for RoPE turns pairs", head_dim)
@@ -75,9 +75,7 @@ def build(
             missing.append(source)
             continue
         if tensor.dtype not in BITS:
-            raise CheckpointError(
-                f"{tensor} is {tensor.dtype}: weights must be F32, F16 or BF16."
-            )
+            raise CheckpointError(f"{tensor} is {tensor.dtype}: weights must be F32, F16 or BF16.")
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{tensor} has shape {list(tensor.shape)}, and config.json makes it {list(shape)}."
@@ -112,7 +110,13 @@ def build(
 
 
 def tensor_names(
-    hidden: int, ffn: int, blocks: int, heads: int, kv_heads: int, vocab: int, head_dim: int,
+    hidden: int,
+    ffn: int,
+    blocks: int,
+    heads: int,
+    kv_heads: int,
+    vocab: int,
+    head_dim: int,
     tied: bool,
 ) -> dict[str, tuple[str, tuple[int, ...], int]]:
     """Checkpoint name to GGUF name, shape and, for q and k, the rows of a head."""
