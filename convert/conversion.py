@@ -75,13 +75,12 @@ def convert_checkpoint(
             weight.name: tensor_type(type, weight.name, weight.tensor.shape, model.tied)
             for weight in model.weights
         }
-        file = GGUFFile(
-            path, metadata, [(w.name, w.tensor.shape, types[w.name]) for w in model.weights]
-        )
-        _write(file, model.weights, types, progress)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else f"{out or source}: "
-        raise CheckpointError(f"{place}{error.strerror or error}.") from error
+        raise CheckpointError(f"{error.filename or source}: {error.strerror or error}.") from error
+    file = GGUFFile(
+        path, metadata, [(w.name, w.tensor.shape, types[w.name]) for w in model.weights]
+    )
+    _write(file, model.weights, types, progress)
 
     n_params = sum(weight.tensor.bits.size for weight in model.weights)
     return ConversionReport(
@@ -203,4 +202,5 @@ def interleave(bits: Array, head_rows: int) -> Array:
     neighbours: transformers rotates split halves, ggml's Llama rotates neighbouring pairs."""
     rows, columns = bits.shape
     heads = bits.reshape(rows // head_rows, 2, head_rows // 2, columns)
-    return heads.swapaxes(1, 2).reshape(rows, columns)
+    pairs: Array = heads.swapaxes(1, 2).reshape(rows, columns)
+    return pairs

@@ -106,8 +106,9 @@ class GGUFFile:
         self.size = len(self._header) + offset
 
     def __enter__(self) -> GGUFFile:
-        _remove_stale(self.path)
-        self._temporary, self._file = _create_temporary(self.path)
+        with self._refusing():
+            _remove_stale(self.path)
+            self._temporary, self._file = _create_temporary(self.path)
         try:
             self._write_at(0, memoryview(self._header))
         except BaseException:
@@ -129,9 +130,10 @@ class GGUFFile:
             self._discard()
             return
         try:
-            os.ftruncate(self._file, self.size)
-            os.fsync(self._file)
-            os.replace(self._temporary, self.path)
+            with self._refusing():
+                os.ftruncate(self._file, self.size)
+                os.fsync(self._file)
+                os.replace(self._temporary, self.path)
         except BaseException:
             self._discard()
             raise
@@ -141,9 +143,19 @@ class GGUFFile:
     def _write_at(self, position: int, data: memoryview) -> None:
         data = data.cast("B")
         while data:
-            written = os.pwrite(self._file, data, position)
+            with self._refusing():
+                written = os.pwrite(self._file, data, position)
             position += written
             data = data[written:]
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """An error of the system becomes a sentence about the output."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"{self.path} cannot be written: {reason}.") from error
 
     def _discard(self) -> None:
         self._temporary.unlink(missing_ok=True)

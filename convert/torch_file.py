@@ -45,7 +45,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {name!r} is a {type(value).__name__}, where a tensor is due."
             )
-        dtype = names.get(value.dtype, str(value.dtype).removeprefix("torch."))
+        dtype = names.get(value.dtype, str(value.dtype))
+        if value.layout != torch.strided or value.device.type != "cpu":
+            dtype = f"{value.layout} {dtype}"
         tensors[name] = Tensor(name, dtype, tuple(value.shape), path, _bits(value, dtype))
     return tensors
 
@@ -55,10 +57,10 @@ def _bits(value: Any, dtype: str) -> Any:
     import numpy as np
     import torch
 
-    value = value.detach()
-    if dtype not in BITS or value.layout != torch.strided or value.device.type != "cpu":
+    if dtype not in BITS:
         return np.empty(0, np.uint8)
-    return value.view(torch.int32 if dtype == "F32" else torch.int16).numpy().view(BITS[dtype])
+    integers = value.detach().view(torch.int32 if dtype == "F32" else torch.int16)
+    return integers.numpy().view(BITS[dtype])
 
 
 def _reason(error: Exception) -> str:
