@@ -46,12 +46,14 @@ lint: .venv/tests-installed
 # The unpatched peer for tests and benchmarks, in the build cache, once for all checkouts.
 stock: .venv/created
 	@src="$$($(BIN)/python $(UPSTREAM) fetch)" && build="$$src-stock" && \
-	if [ ! -e "$$build/done" ]; then \
-	    echo 'Building the stock llama.cpp: once, a few minutes.' && \
+	if ! cmp -s mobilellm_cpp/native/flags.cmake "$$build/done"; then \
+	    echo "Building the stock llama.cpp: once, a few minutes; log in $$build.log" && \
 	    $(BIN)/cmake -S "$$src" -B "$$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
-	        -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
-	        -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF -Wno-dev >/dev/null && \
-	    $(BIN)/cmake --build "$$build" --target llama llama-bench >/dev/null && touch "$$build/done"; \
+	        -DCMAKE_BUILD_TYPE=Release -DCMAKE_PROJECT_INCLUDE="$(CURDIR)/mobilellm_cpp/native/flags.cmake" \
+	        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
+	        -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF >"$$build.log" 2>&1 && \
+	    $(BIN)/cmake --build "$$build" --target llama llama-bench >>"$$build.log" 2>&1 && \
+	    cp mobilellm_cpp/native/flags.cmake "$$build/done" || { tail -n 20 "$$build.log"; exit 1; }; \
 	fi
 
 clean:

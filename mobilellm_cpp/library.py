@@ -3,6 +3,7 @@
 Import `llama_cpp` from here and nowhere else in the package.
 """
 
+import codecs
 import ctypes
 import os
 import re
@@ -37,7 +38,7 @@ def _load() -> Any:
             f"import mobilellm_cpp before llama_cpp, which then uses the library of mobilellm_cpp"
         )
     if not (FOLDER.exists() and any(FOLDER.glob("*llama.*"))):
-        raise ModelError(f"libllama is missing from {FOLDER}: reinstall mobilellm-cpp")
+        raise ModelError(f"libllama is missing from {FOLDER}: install mobilellm-cpp, and run outside its source folder")
     before = os.environ.get("LLAMA_CPP_LIB_PATH")
     os.environ["LLAMA_CPP_LIB_PATH"] = str(FOLDER)
     try:
@@ -87,8 +88,19 @@ def guard(what: str) -> Iterator[None]:
         _lib.mobilellm_guard_end()
 
 
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """U+FFFD for every byte that is no UTF-8, as SentencePiece does (Python: for every run)."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("mobilellm-replace", _replaced)
+
+
 def tokenize(vocab: Any, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
-    """llama_tokenize that raises ModelError where the vocabulary cannot spell the text."""
+    """llama_tokenize with SentencePiece's view of bytes that are no UTF-8. Raises ModelError where
+    the vocabulary cannot spell the text."""
+    text = text.decode("utf-8", "mobilellm-replace").encode()
     capacity = len(text) + 2
     while True:
         tokens = (ctypes.c_int32 * capacity)()
