@@ -37,8 +37,8 @@ class Shape:
 
     vocab: int = 2048
     hidden: int = 256
-    ffn: int = 640
-    blocks: int = 4
+    ffn: int = 512
+    blocks: int = 3
     heads: int = 4
     kv_heads: int = 2
     context: int = 1024

@@ -144,7 +144,7 @@ class _Reader:
     def finish(self) -> list[Intent]:
         own = {text for intent in self.intents.values() for text in intent.first}
         for intent, templates in self.borrowed:
-            kinds = [["it", "its", "it"], ["they", "their", "them"]]
+            kinds = [["it", "its", "it"], ["that", "its", "that"]]
             if intent.name.endswith("person"):
                 kinds = [["she", "her", "her"], ["he", "his", "him"]]
             for name, kind in product(templates, kinds):
