@@ -24,11 +24,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from checkpoints import PUBLISHED, make_checkpoint  # noqa: E402
 
-# Each worker prints: seconds after imports, peak RSS and peak anonymous memory in MB. A tiny
+# Each worker prints: seconds after imports, processor seconds of these (on all cores, which other
+# programs on the machine disturb less), peak RSS and peak anonymous memory in MB. A tiny
 # checkpoint is converted first, so that all that is imported late is there. The peak of anonymous
 # memory is sampled every 2 ms, less what was there after that.
 SAMPLER = """
-import json, sys, threading, time
+import json, resource, sys, threading, time
 source, out, kind, tiny = sys.argv[1:5]
 def memory(key):
     with open("/proc/self/status") as file:
@@ -39,17 +40,21 @@ def sample():
     while running:
         peak = max(peak, memory("RssAnon"))
         time.sleep(0.002)
-def report(start):
+def processor():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+def report():
     global running
-    seconds = time.perf_counter() - start
+    seconds = [time.perf_counter() - start, processor() - used]
     running = False
     sampler.join()
-    print(json.dumps([seconds, memory("VmHWM"), peak - base]))
+    print(json.dumps([*seconds, memory("VmHWM"), peak - base]))
 """
 START = """
 base = memory("RssAnon")
 sampler = threading.Thread(target=sample, daemon=True)
 sampler.start()
+used = processor()
 start = time.perf_counter()
 """
 OURS = f"""{SAMPLER}
@@ -57,7 +62,7 @@ from mobilellm_cpp.convert import convert_checkpoint
 convert_checkpoint(tiny, out, type=kind)
 {START}
 convert_checkpoint(source, out, type=kind)
-report(start)
+report()
 """
 THEIRS = f"""{SAMPLER}
 import os, runpy
@@ -69,7 +74,7 @@ convert()
 sys.argv[1] = source
 {START}
 convert()
-report(start)
+report()
 """
 COPY = f"""{SAMPLER}
 import os, shutil
@@ -78,7 +83,7 @@ shutil.copyfile(source, out)
 file = os.open(out, os.O_RDWR)
 os.fsync(file)
 os.close(file)
-report(start)
+report()
 """
 
 
@@ -94,10 +99,11 @@ def run(code: str, *arguments: object) -> dict[str, float]:
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"a converter failed:\n{done.stderr[-2000:]}")
-    after_imports, rss, anonymous = json.loads(done.stdout.splitlines()[-1])
+    after_imports, processor, rss, anonymous = json.loads(done.stdout.splitlines()[-1])
     return {
         "seconds": seconds,
         "seconds_after_imports": after_imports,
+        "processor_seconds_after_imports": processor,
         "peak_rss_mb": rss,
         "peak_anonymous_mb": anonymous,
     }
@@ -160,12 +166,16 @@ def main() -> None:
         f"{options.shape}, {options.dtype} {options.container} to {options.type}, "
         f"{size / 1e6:.0f} MB written, median of {options.rounds} rounds"
     )
-    print(f"{'':12}{'seconds':>10}{'after imports':>16}{'peak RSS MB':>14}{'anonymous MB':>15}")
+    columns = {
+        "seconds": ("seconds", 2),
+        "after imports": ("seconds_after_imports", 2),
+        "processor": ("processor_seconds_after_imports", 2),
+        "RSS MB": ("peak_rss_mb", 0),
+        "anonymous MB": ("peak_anonymous_mb", 0),
+    }
+    print(" " * 12 + "".join(f"{title:>15}" for title in columns))
     for who, row in medians.items():
-        print(
-            f"{who:12}{row['seconds']:10.2f}{row['seconds_after_imports']:16.2f}"
-            f"{row['peak_rss_mb']:14.0f}{row['peak_anonymous_mb']:15.0f}"
-        )
+        print(f"{who:12}" + "".join(f"{row[key]:15.{n}f}" for key, n in columns.values()))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,12 @@ def download(repo: str, revision: str | None) -> Path:
         except (errors.HfHubHTTPError, errors.HFValidationError):
             raise
         except Exception:  # no network, or told not to use it
-            return Path(
-                huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)
-            )
+            cached = huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision)
+            if isinstance(cached, str):
+                return Path(cached).parent
+            raise CheckpointError(
+                f"{where} is not in the hub cache, and the hub cannot be reached."
+            ) from None
         files = {sibling.rfilename for sibling in info.siblings or []}
         wanted = ["config.json", *TOKENIZER_FILES, *_weights(files)]
         return Path(
@@ -45,10 +48,8 @@ def download(repo: str, revision: str | None) -> Path:
         ) from None
     except errors.HFValidationError:
         raise CheckpointError(f"{repo} is neither a folder here nor a valid hub id.") from None
-    except errors.LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{where} is not in the hub cache, and the hub cannot be reached."
-        ) from None
+    except CheckpointError:
+        raise
     except Exception as error:  # the HTTP library's own errors differ between its versions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise CheckpointError(f"{where} cannot be fetched from the hub: {reason}.") from None

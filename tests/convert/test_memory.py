@@ -1,0 +1,70 @@
+"""Anonymous memory does not grow with the model: tensors stream."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import cast, make_checkpoint
+
+ROWS, COLUMNS = 32000, 1600
+LARGEST = ROWS * COLUMNS * 4 / 2**20  # MB as float32
+
+WORKER = """
+import json, sys, threading, time
+from mobilellm_cpp.convert import convert_checkpoint
+if sys.argv[1] == "bin":
+    import torch
+    torch.zeros(1)
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) / 1024
+before, peak, running = anonymous(), 0.0, True
+def sample():
+    global peak
+    while running:
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+sampler = threading.Thread(target=sample)
+sampler.start()
+convert_checkpoint(sys.argv[2], sys.argv[3], type=sys.argv[4])
+running = False
+sampler.join()
+print(json.dumps([before, peak]))
+"""
+
+
+@pytest.fixture(scope="module", params=["safetensors", "bin"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file whose embedding dwarfs the rest; untied, so that there are two of them."""
+    rows = np.random.default_rng(0).standard_normal((320, COLUMNS), dtype=np.float32)
+    embedding = np.tile(cast(rows, "bf16"), (ROWS // 320, 1))
+    return make_checkpoint(
+        tmp_path_factory.mktemp("memory") / request.param,
+        hidden=COLUMNS,
+        heads=25,
+        kv_heads=5,
+        ffn=1024,
+        vocab=ROWS,
+        tied=False,
+        container=request.param,
+        tensors={"model.embed_tokens.weight": embedding, "lm_head.weight": embedding[::-1]},
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["f16", "q4_0"])
+def test_anonymous_memory(kind: str, checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER, checkpoint.name, str(checkpoint)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "m.gguf"), kind], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, peak = json.loads(done.stdout)
+    apart = before if checkpoint.name == "bin" else 0  # importing torch is not counted
+    assert peak - apart < 2 * LARGEST + 150  # what the project promises
+    assert peak - before < LARGEST / 4  # what it needs: a few MB for each thread

@@ -1,0 +1,127 @@
+"""The vocabulary in the file is SentencePiece's; added tokens are tested against llama.cpp."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from checkpoints import make_checkpoint, tokenizer_model
+from gguf import GGUFReader
+from mobilellm_cpp.convert import convert_checkpoint
+
+
+def vocabulary(folder: Path) -> dict[str, Any]:
+    """The tokenizer's metadata of the converted folder, without its prefix."""
+    report = convert_checkpoint(folder, folder.parent / "model.gguf")
+    fields = GGUFReader(report.path).fields
+    prefix = "tokenizer."
+    return {
+        name.removeprefix(prefix).removeprefix("ggml."): field.contents()
+        for name, field in fields.items()
+        if name.startswith(prefix)
+    }
+
+
+def test_pieces(tmp_path: Path) -> None:
+    written = vocabulary(make_checkpoint(tmp_path / "m"))
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model(512))
+    assert written["model"] == "llama" and written["pre"] == "default"
+    assert written["tokens"] == [pieces.id_to_piece(i) for i in range(512)]
+    assert written["scores"] == [pieces.get_score(i) for i in range(512)]
+    assert written["token_type"][:3] == [2, 3, 3]  # unknown, control, control
+    assert written["token_type"][3:259] == [6] * 256  # bytes
+    assert set(written["token_type"][259:]) == {1}
+
+
+def test_special_ids_without_the_configs_help(tmp_path: Path) -> None:
+    """The hub's tokenizer_config has empty strings; SentencePiece knows better."""
+    folder = make_checkpoint(tmp_path / "m", bos_token_id=..., eos_token_id=None)
+    written = vocabulary(folder)
+    assert [written[f"{name}_token_id"] for name in ("unknown", "bos", "eos")] == [0, 1, 2]
+    assert "padding_token_id" not in written
+    assert (written["add_bos_token"], written["add_eos_token"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "expected"),
+    [
+        ({"eos_token_id": 300}, "eos_token_id", 300),
+        ({"eos_token_id": [301, 2]}, "eos_token_id", 301),
+        ({"eos_token_id": 512}, "eos_token_id", 2),
+        ({"bos_token_id": -1}, "bos_token_id", 1),
+        ({"bos_token_id": True}, "bos_token_id", 1),
+        ({"bos_token_id": "1"}, "bos_token_id", 1),
+        ({"pad_token_id": 0}, "padding_token_id", 0),
+        ({"pad_token_id": -1}, "padding_token_id", None),
+    ],
+)
+def test_configured_ids(config: dict[str, Any], key: str, expected: Any, tmp_path: Path) -> None:
+    assert vocabulary(make_checkpoint(tmp_path / "m", **config)).get(key) == expected
+
+
+def test_padding(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", vocab=520)
+    (folder / "tokenizer.model").write_bytes(tokenizer_model(512))
+    written = vocabulary(folder)
+    assert written["tokens"][512:] == [f"[PAD{i}]" for i in range(512, 520)]
+    assert written["token_type"][512:] == [5] * 8
+
+
+def test_no_tokenizer_config(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m")
+    (folder / "tokenizer_config.json").unlink()
+    written = vocabulary(folder)
+    assert (written["add_bos_token"], written["bos_token_id"]) == (True, 1)
+    assert "add_space_prefix" not in written  # SentencePiece's default is llama.cpp's
+
+
+def test_no_space_prefix(tmp_path: Path) -> None:
+    """A model trained without the dummy prefix says so in the file."""
+    folder = make_checkpoint(tmp_path / "m")
+    text = tmp_path / "text"
+    text.write_text("some words to train on, and some more of them\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        minloglevel=2,
+    )
+    assert vocabulary(folder)["add_space_prefix"] is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "file", "expected"),
+    [
+        ({}, None, None),
+        ({"chat_template": "A"}, None, "A"),
+        ({"chat_template": "A"}, "B", "A"),
+        ({}, "B\u00e9", "B\u00e9"),
+        (
+            {"chat_template": [{"name": "tool", "template": "T"}]
+             + [{"name": "default", "template": "D"}]},
+            None,
+            "D",
+        ),
+    ],
+)  # fmt: skip
+def test_chat_template(
+    settings: dict[str, Any], file: str | None, expected: str | None, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if file is not None:
+        (folder / "chat_template.jinja").write_text(file, encoding="utf-8")
+    assert vocabulary(folder).get("chat_template") == expected
+
+
+def test_added_token_without_embedding_is_noted(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m")
+    (folder / "added_tokens.json").write_text('{"<pad>": 512}')
+    report = convert_checkpoint(folder, tmp_path / "m.gguf")
+    assert len(report.notes) == 1 and "<pad>" in report.notes[0]
