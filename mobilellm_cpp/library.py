@@ -72,6 +72,7 @@ def _reason() -> str:
     """The first thing that went wrong under guard, without upstream's function names."""
     text = _lib.mobilellm_guard_reason().decode("utf-8", "replace")
     first = next((line for line in text.splitlines() if line.strip()), "")
+    first = re.sub(r"\S*/(?=[\w.-]+:\d+: )", "", first)  # the folder in which ggml was built
     return _PREFIX.sub("", first, count=1).strip()
 
 
@@ -82,7 +83,9 @@ def guard(what: str) -> Iterator[None]:
     _lib.mobilellm_guard_begin()
     try:
         yield
-    except (ValueError, RuntimeError, OSError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # whatever llama-cpp-python makes of it
         raise ModelError(f"{what}: {_reason() or error}") from error
     finally:
         _lib.mobilellm_guard_end()

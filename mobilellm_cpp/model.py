@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import ctypes
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -177,6 +178,8 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         if budget > 0:
             for count, token in enumerate(self.generate(tokens, **sampling), start=1):
+                if math.isnan(llama_cpp.llama_get_logits_ith(self.ctx, -1)[0]):
+                    raise ModelError(f"{self.model_path}: is damaged: its logits are no numbers")
                 if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
                     break
                 yield decoder.decode(self._piece(token))

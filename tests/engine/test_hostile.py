@@ -1,0 +1,263 @@
+"""Corrupt and hostile GGUF files: a Python exception with the reason, never an abort or a crash.
+
+Each file is loaded and used in a process of its own folder of files, so that a crash is seen and
+named; what loads is used for tokenizing, generating and chatting, too.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import make_checkpoint
+from gguf import GGMLQuantizationType
+from gguf_edit import ARRAY, F32, I32, STRING, U32, rewrite
+
+from mobilellm_cpp import convert_checkpoint
+
+ARCHITECTURES = ("mobilellm", "llama")
+
+USE = """
+import json, sys
+from mobilellm_cpp import MobileLLM, MobileLLMError
+
+def use(path):
+    llm = MobileLLM(path, n_ctx=64, n_threads=1)
+    for text in ["hello", "\\u00e9\\t\\U0001f600 <s>"]:
+        list(llm.stream(text, max_tokens=3, temperature=0.0))
+        list(llm.stream(text, max_tokens=3, temperature=0.8, seed=1))
+    llm.chat([{"role": "user", "content": "hi"}], max_tokens=3)
+    llm.embeddings(["hello"])
+    llm.logits([1, 3])
+
+for path in sys.argv[1:]:
+    try:
+        use(path)
+        outcome = "runs"
+    except MobileLLMError as error:
+        outcome = str(error)
+    print(json.dumps([path, outcome]), flush=True)
+"""
+
+
+def outcomes(paths: list[Path]) -> dict[str, str]:
+    """File name to what came of using it: `runs`, or the sentence of the error. Fails with the
+    name of the file on which the process crashed or hung."""
+    command = [sys.executable, "-c", USE, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=20 * len(paths))
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    culprit = paths[len(lines)].name if len(lines) < len(paths) else None
+    assert done.returncode == 0, f"{culprit}: exit {done.returncode}\n{done.stderr[-1500:]}"
+    return {Path(path).name: outcome for path, outcome in lines}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request, tmp_path_factory):
+    """(architecture, GGUF file): 2 stored blocks, 64 wide, 4 heads of 16, 2 KV heads, 512 tokens."""
+    folder = tmp_path_factory.mktemp("hostile")
+    make_checkpoint(folder / "c", dtype="f32", sharing=request.param == "mobilellm")
+    convert_checkpoint(folder / "c", folder / "good.gguf", type="f32")
+    return request.param, folder / "good.gguf"
+
+
+def tokens(changes: dict[int, str] | None = None, n: int = 512) -> tuple[list[str], object, object]:
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words += [f"w{i}" for i in range(512 - len(words))]
+    for i, word in (changes or {}).items():
+        words[i] = word
+    return words[:n], ARRAY, STRING
+
+
+# key without the architecture's prefix, what is written, a part of the sentence
+METADATA = [
+    ("block_count", (0, U32), "block_count is 0"),
+    ("block_count", (1000, U32), "block_count is 1000"),
+    ("block_count", (2**32 - 1, U32), "block_count is 4294967295"),
+    ("block_count", (3, U32), None),
+    ("block_count", (1, U32), None),
+    ("block_count", ("two", STRING), "block_count is not a 32-bit integer"),
+    ("block_count", None, "block_count is missing"),
+    ("attention.head_count", (0, U32), "head_count is 0"),
+    ("attention.head_count", (3, U32), "head_count is 3"),
+    ("attention.head_count", (8, U32), None),
+    ("attention.head_count", (2**31, U32), "head_count is 2147483648"),
+    ("attention.head_count", None, "head_count is missing"),
+    ("attention.head_count_kv", (0, U32), "head_count_kv is 0"),
+    ("attention.head_count_kv", (3, U32), "no multiple of 3 KV heads"),
+    ("attention.head_count_kv", (8, U32), "no multiple of 8 KV heads"),
+    ("attention.head_count_kv", ([2, 0], ARRAY, U32), "head_count_kv is 0"),
+    ("attention.head_count_kv", ([2], ARRAY, U32), None),
+    ("attention.head_count_kv", ([2, 4, 2], ARRAY, U32), None),
+    ("attention.key_length", (0, U32), "key_length is 0"),
+    ("attention.key_length", (32, U32), "key_length is 32 but"),
+    ("attention.value_length", (7, U32), "value_length is 7"),
+    ("embedding_length", (0, U32), "embedding_length is 0"),
+    ("embedding_length", (128, U32), None),
+    ("embedding_length", (2**31, U32), "embedding_length is 2147483648"),
+    ("feed_forward_length", (0, U32), "feed_forward_length is 0"),
+    ("feed_forward_length", (2**32 - 1, U32), "feed_forward_length is 4294967295"),
+    ("context_length", (0, U32), "context_length is 0"),
+    ("context_length", (2**32 - 1, U32), "context_length is 4294967295"),
+    ("context_length", None, "context_length is missing"),
+    ("rope.dimension_count", (0, U32), "dimension_count is 0"),
+    ("rope.dimension_count", (15, U32), "dimension_count is 15"),
+    ("rope.dimension_count", (32, U32), "dimension_count is 32"),
+    ("rope.freq_base", (float("nan"), F32), "freq_base is nan"),
+    ("rope.freq_base", (0.0, F32), "freq_base is 0"),
+    ("rope.freq_base", (1, U32), "freq_base is not a 32-bit float"),
+    ("rope.scaling.type", ("sideways", STRING), "'sideways' is unknown"),
+    ("rope.scaling.factor", (float("inf"), F32), "factor is inf"),
+    ("attention.layer_norm_rms_epsilon", (float("nan"), F32), "epsilon is nan"),
+    ("attention.layer_norm_rms_epsilon", None, "layer_norm_rms_epsilon"),
+    ("expert_count", (4, U32), "expert_count is set|GGML_ASSERT(n_expert_used_max > 0)"),
+    ("vocab_size", (2**32 - 1, U32), "runs"),
+    ("general.architecture", ("nonsense", STRING), "unknown model architecture: 'nonsense'"),
+    ("general.architecture", None, "architecture"),
+    ("tokenizer.ggml.tokens", tokens({300: "w1"}), "the same token at 260 and 300"),
+    ("tokenizer.ggml.tokens", tokens(n=2), "2 tokens"),
+    ("tokenizer.ggml.tokens", tokens(n=500), "token_embd.weight"),
+    ("tokenizer.ggml.tokens", tokens({i: "" for i in range(3, 400)}), "cannot spell"),
+    ("tokenizer.ggml.tokens", ([1, 2, 3], ARRAY, U32), "tokenizer.ggml.tokens"),
+    ("tokenizer.ggml.tokens", None, "cannot find tokenizer vocab"),
+    ("tokenizer.ggml.scores", ([0.0], ARRAY, F32), "scores"),
+    ("tokenizer.ggml.scores", ("x", STRING), "scores"),
+    ("tokenizer.ggml.token_type", ([1], ARRAY, I32), "toktypes"),
+    ("tokenizer.ggml.token_type", ([99] * 512, ARRAY, I32), None),
+    ("tokenizer.ggml.model", ("morse", STRING), "unknown tokenizer: 'morse'"),
+    ("tokenizer.ggml.model", ("gpt2", STRING), "merges"),
+    ("tokenizer.ggml.model", ("none", STRING), None),
+    ("tokenizer.ggml.bos_token_id", (99999, U32), "runs"),
+    ("tokenizer.ggml.eos_token_id", (2**32 - 1, U32), "runs"),
+    ("tokenizer.chat_template", ("{% for", STRING), "chat_template"),
+    ("tokenizer.chat_template", ("{{ 1 // 0 }}", STRING), "the chat template of this file fails"),
+    ("tokenizer.chat_template", ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", STRING), "fails"),
+    ("tokenizer.chat_template", ("", STRING), None),
+]  # fmt: skip
+
+SCHEDULES = [
+    (([0, 2], ARRAY, U32), "names block 2, but only 2 blocks are stored"),
+    (([0, 2**32 - 1, 1], ARRAY, U32), "names block 4294967295"),
+    (([0] * 512 + [1], ARRAY, U32), "makes 513 layers"),
+    (([0, 0, 0], ARRAY, U32), "never runs block 1"),
+    (([0, 1], ARRAY, I32), "is not an array of 32-bit unsigned integers"),
+    (([0.0, 1.0], ARRAY, F32), "is not an array of 32-bit unsigned integers"),
+    ((1, U32), "is not an array of 32-bit unsigned integers"),
+    (("0,0,1,1", STRING), "is not an array of 32-bit unsigned integers"),
+    (([1, 0] * 256, ARRAY, U32), "runs"),
+    (None, "runs"),
+]
+
+BAD = GGMLQuantizationType
+TENSORS = [
+    ({"blk.1.attn_q.weight": None}, "blk.1.attn_q.weight"),
+    ({"token_embd.weight": None}, "token_embd.weight"),
+    ({"output_norm.weight": None}, "output_norm.weight"),
+    ({"blk.0.attn_q.weight": np.ones((64, 32), np.float32)}, "blk.0.attn_q.weight"),
+    ({"blk.0.attn_k.weight": np.ones((64, 64), np.float32)}, "blk.0.attn_k.weight"),
+    ({"blk.0.ffn_down.weight": np.ones((128, 64), np.float32)}, "blk.0.ffn_down.weight"),
+    ({"blk.0.attn_norm.weight": np.ones((64, 64), np.float32)}, "blk.0.attn_norm.weight"),
+    ({"token_embd.weight": np.ones((4, 64), np.float32)}, "token_embd.weight"),
+    ({"blk.0.attn_norm.weight": np.ones(64, np.float16)}, "a vector must be f32"),
+    ({"blk.0.attn_q.weight": np.ones((64, 64), np.int32)}, "has type i32"),
+    ({"blk.0.attn_q.weight": np.ones((64, 64), np.float64)}, "has type f64"),
+    ({"token_embd.weight": np.ones((512, 64), np.int8)}, "has type i8"),
+    ({"blk.0.attn_q.weight": (np.zeros((64, 292), np.uint8), BAD.Q8_K)}, "has type q8_K"),
+    ({"output_norm.weight": np.full(64, np.nan, np.float32)}, "is damaged"),
+    ({"blk.0.attn_q.weight": np.full((64, 64), np.inf, np.float32)}, "is damaged"),
+    ({"token_embd.weight": np.full((512, 64), np.nan, np.float32)}, "is damaged"),
+    ({"blk.7.attn_q.weight": np.ones((64, 64), np.float32)}, "blk.7.attn_q|wrong number"),
+    ({"blk.1.attn_q.scale": np.ones(1, np.float32)}, None),
+    ({"rope_freqs.weight": np.ones(3, np.float32)}, "rope_freqs"),
+]
+
+
+def assert_outcomes(wanted: dict[Path, str | None]) -> None:
+    """None: any sentence, or it runs; otherwise one of the parts between | is in the outcome."""
+    got = outcomes(list(wanted))
+    wrong = {
+        path.name: (got[path.name], part)
+        for path, part in wanted.items()
+        if part is not None and not any(p in got[path.name] for p in part.split("|"))
+    }
+    assert not wrong
+
+
+def test_metadata(model, tmp_path):
+    arch, good = model
+    wanted = {}
+    for i, (key, edit, part) in enumerate(METADATA):
+        name = key if key.startswith(("general.", "tokenizer.")) else f"{arch}.{key}"
+        path = rewrite(good, tmp_path / f"{i}-{key}.gguf", {name: edit})
+        wanted[path] = part
+    assert_outcomes(wanted)
+
+
+def test_schedules(model, tmp_path):
+    arch, good = model
+    if arch == "mobilellm":
+        wanted = {}
+        for i, (edit, part) in enumerate(SCHEDULES):
+            path = rewrite(good, tmp_path / f"{i}.gguf", {"mobilellm.block_schedule": edit})
+            wanted[path] = part
+        assert_outcomes(wanted)
+
+
+def test_empty_schedule(model, tmp_path):
+    """gguf-py does not write empty arrays: the count is changed in the bytes."""
+    arch, good = model
+    if arch == "mobilellm":
+        data = good.read_bytes()
+        key = b"mobilellm.block_schedule"
+        at = data.index(key) + len(key) + 4 + 4  # behind the value's type and the items' type
+        assert data[at : at + 8] == (4).to_bytes(8, "little")
+        path = tmp_path / "empty.gguf"
+        path.write_bytes(data[:at] + bytes(8) + data[at + 8 + 16 :] + bytes(16))
+        assert_outcomes({path: "block_schedule is empty"})
+
+
+def test_tensors(model, tmp_path):
+    _, good = model
+    wanted = {}
+    for i, (edits, part) in enumerate(TENSORS):
+        path = rewrite(good, tmp_path / f"{i}-{next(iter(edits))}.gguf", tensors=edits)
+        wanted[path] = part
+    assert_outcomes(wanted)
+
+
+def test_truncated_and_foreign_files(model, tmp_path):
+    _, good = model
+    data = good.read_bytes()
+    files = {f"cut-{n}": data[: len(data) * n // 40] for n in range(40)}
+    files |= {
+        "text": b"This is no model.\n" * 1000,
+        "zeros": bytes(4096),
+        "version-1": data[:4] + (1).to_bytes(4, "little") + data[8:],
+        "version-99": data[:4] + (99).to_bytes(4, "little") + data[8:],
+        "big-endian": data[:4] + data[4:8][::-1] + data[8:],
+        "tensor-count": data[:8] + (2**62).to_bytes(8, "little") + data[16:],
+        "key-count": data[:16] + (2**62).to_bytes(8, "little") + data[24:],
+    }
+    wanted = {}
+    for name, content in files.items():
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(content)
+        wanted[path] = str(path)  # the sentence names the file
+    assert_outcomes(wanted)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bytes_in_the_header(model, tmp_path, seed):
+    _, good = model
+    rng = np.random.default_rng(seed)
+    data = bytearray(good.read_bytes())
+    header = data.index(b"output_norm.weight")
+    paths = []
+    for i in range(25):
+        mutant = bytearray(data)
+        for at in rng.integers(0, header, rng.integers(1, 4)):
+            mutant[at] = rng.integers(0, 256)
+        paths.append(tmp_path / f"{i}.gguf")
+        paths[-1].write_bytes(mutant)
+    outcomes(paths)
