@@ -10,7 +10,7 @@ from mobilellm_cpp.errors import CheckpointError
 
 from .config import Config, read_json
 from .safetensors_file import read_safetensors
-from .tensor import Tensor
+from .tensor import Tensor, shown
 from .torch_file import read_torch
 
 # Where weights are looked for, in this order (as transformers does).
@@ -82,18 +82,14 @@ def _shards(index: Path) -> dict[Path, set[str] | None]:
     shards: dict[Path, set[str] | None] = {}
     ending = ".bin" if index.name == TORCH_INDEX else ".safetensors"
     for tensor, file in weight_map.items():
+        puts = f"{index}: weight_map puts {shown(tensor)} into {shown(repr(file))}"
         if not isinstance(file, str) or not _is_plain_name(file) or not file.endswith(ending):
-            raise CheckpointError(
-                f"{index}: weight_map puts {tensor} into {file!r}, "
-                f"which is no name of a {ending} file in this folder."
-            )
+            raise CheckpointError(f"{puts}, which is no name of a {ending} file in this folder.")
         path = index.parent / file
         if path not in shards and not _stays_inside(index.parent, path):
-            raise CheckpointError(
-                f"{index}: weight_map puts {tensor} into {file!r}, a link that leaves this folder."
-            )
+            raise CheckpointError(f"{puts}, a link that leaves this folder.")
         if not path.exists():
-            raise CheckpointError(f"{path} is missing, and {index.name} puts {tensor} there.")
+            raise CheckpointError(f"{puts}, and {path} is missing.")
         names = shards.setdefault(path, set())
         if names is not None:
             names.add(tensor)
@@ -113,9 +109,13 @@ def _stays_inside(folder: Path, path: Path) -> bool:
 
 def _check_shard(path: Path, found: set[str], expected: set[str]) -> None:
     if missing := sorted(expected - found):
-        raise CheckpointError(f"{path} does not hold {missing[0]}, which the index puts there.")
+        raise CheckpointError(
+            f"{path} does not hold {shown(missing[0])}, which the index puts there."
+        )
     if extra := sorted(found - expected):
-        raise CheckpointError(f"{path} holds {extra[0]}, which the index does not put there.")
+        raise CheckpointError(
+            f"{path} holds {shown(extra[0])}, which the index does not put there."
+        )
 
 
 def open_checkpoint(

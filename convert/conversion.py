@@ -123,8 +123,11 @@ def _metadata(
 def _title(name: str) -> str:
     """A folder's name as llama.cpp's converter writes it: tiny-model-v1 is "Tiny Model v1"."""
     words = name.replace("-", " ").split()
-    plain = [w.islower() and not w[0].isdigit() and not w[1:2].isdigit() for w in words]
-    return " ".join(w.title() if p else w for w, p in zip(words, plain, strict=True))
+
+    def is_version(word: str) -> bool:
+        return word[0].isdigit() or word.removeprefix("v").replace(".", "").isdigit()
+
+    return " ".join(w.title() if w.islower() and not is_version(w) else w for w in words)
 
 
 def _write(

@@ -63,7 +63,7 @@ def array_string(values: Sequence[bytes]) -> bytes:
 
 
 def _text(value: str | bytes) -> bytes:
-    raw = value.encode() if isinstance(value, str) else value
+    raw = value.encode(errors="replace") if isinstance(value, str) else value
     return struct.pack("<Q", len(raw)) + raw
 
 

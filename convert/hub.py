@@ -19,17 +19,7 @@ def download(repo: str, revision: str | None) -> Path:
 
     where = repo if revision is None else f"{repo} at revision {revision}"
     try:
-        try:
-            info = huggingface_hub.HfApi().model_info(repo, revision=revision)
-        except (errors.HfHubHTTPError, errors.HFValidationError):
-            raise
-        except Exception:  # no network, or told not to use it
-            cached = huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision)
-            if isinstance(cached, str):
-                return Path(cached).parent
-            raise CheckpointError(
-                f"{where} is not in the hub cache, and the hub cannot be reached."
-            ) from None
+        info = huggingface_hub.HfApi().model_info(repo, revision=revision)
         files = {sibling.rfilename for sibling in info.siblings or []}
         wanted = ["config.json", *TOKENIZER_FILES, *_weights(files)]
         return Path(
@@ -48,11 +38,21 @@ def download(repo: str, revision: str | None) -> Path:
         ) from None
     except errors.HFValidationError:
         raise CheckpointError(f"{repo} is neither a folder here nor a valid hub id.") from None
-    except CheckpointError:
-        raise
-    except Exception as error:  # the HTTP library's own errors differ between its versions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise CheckpointError(f"{where} cannot be fetched from the hub: {reason}.") from None
+    except errors.HfHubHTTPError as error:
+        raise CheckpointError(f"{where} cannot be fetched: {_first_line(error)}.") from None
+    except Exception as error:  # no network, or told not to use it: the class depends on versions
+        if isinstance(error, OSError) and error.errno is not None and error.filename:
+            raise  # the disk, not the hub
+        cached = huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent
+        raise CheckpointError(
+            f"{where} is not in the hub cache, and the hub cannot be reached: {_first_line(error)}."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _weights(files: set[str]) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mobilellm_cpp.errors import CheckpointError
 
-from .tensor import BITS, Tensor
+from .tensor import BITS, Tensor, shown
 
 MAX_HEADER = 100_000_000
 WIDTHS = {
@@ -64,7 +64,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     for name, (dtype, shape, first, last) in sorted(header.items(), key=lambda item: item[1][2:]):
         if first != end:
             raise CheckpointError(
-                f"{path}: {name} starts at byte {first} of the data, where byte {end} is due."
+                f"{path}: {shown(name)} starts at byte {first} of the data, not at byte {end}."
             )
         end = last
         if start + end > size:
@@ -98,27 +98,27 @@ def _parse_header(path: Path, text: bytes) -> dict[str, tuple[str, tuple[int, ..
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a broken safetensors header: it is no JSON object.")
     header.pop("__metadata__", None)
-    return {name: _parse_entry(path, name, entry) for name, entry in header.items()}
+    return {name: _parse_entry(f"{path}: {shown(name)}", entry) for name, entry in header.items()}
 
 
-def _parse_entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+def _parse_entry(place: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     def whole_numbers(values: Any) -> bool:
         return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{path}: the header entry of {name} is no JSON object.")
+        raise CheckpointError(f"{place} has a header entry that is no JSON object.")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in WIDTHS:
-        raise CheckpointError(f"{path}: {name} has the unknown dtype {dtype!r}.")
+        raise CheckpointError(f"{place} has the unknown dtype {shown(dtype)}.")
     if not isinstance(shape, list) or not whole_numbers(shape):
-        raise CheckpointError(f"{path}: {name} has the impossible shape {shape!r}.")
+        raise CheckpointError(f"{place} has the impossible shape {shown(shape)}.")
     if not isinstance(offsets, list) or not whole_numbers(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{path}: {name} has the impossible data_offsets {offsets!r}.")
+        raise CheckpointError(f"{place} has the impossible data_offsets {shown(offsets)}.")
     need = math.prod(shape) * WIDTHS[dtype]
     first, last = offsets
     if last - first != need:
         raise CheckpointError(
-            f"{path}: {name} has {last - first} bytes, but its shape {shape} in {dtype} "
+            f"{place} has {last - first} bytes, but its shape {shown(shape)} in {dtype} "
             f"needs {need}."
         )
     return dtype, tuple(shape), first, last

@@ -28,4 +28,10 @@ class Tensor:
     bits: npt.NDArray[Any]
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.name}"
+        return f"{self.file}: {shown(self.name)}"
+
+
+def shown(name: object) -> str:
+    """A name from a file, fit for a line of a terminal."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= 120 else f"{text[:120]!r}"

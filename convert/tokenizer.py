@@ -47,7 +47,7 @@ def read_tokenizer(
             notes.append(f"{place}: {text!r} left out, its id {token_id} has no embedding")
             continue
         types[token_id] = CONTROL if special else USER_DEFINED
-        tokens[token_id] = text.encode()
+        tokens[token_id] = text.encode(errors="replace")
         scores[token_id] = ADDED_SCORE
     _refuse_duplicates(folder, tokens)
 

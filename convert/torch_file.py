@@ -8,7 +8,7 @@ from typing import Any
 
 from mobilellm_cpp.errors import CheckpointError
 
-from .tensor import BITS, Tensor
+from .tensor import BITS, Tensor, shown
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(
-                f"{path}: {name!r} is a {type(value).__name__}, where a tensor is due."
+                f"{path}: {shown(name)} is a {type(value).__name__}, where a tensor is due."
             )
         dtype = names.get(value.dtype, str(value.dtype))
         if value.layout != torch.strided or value.device.type != "cpu":
