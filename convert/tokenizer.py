@@ -25,8 +25,8 @@ def read_tokenizer(
     from config.json where they are valid, else from SentencePiece, as those of unk and pad do;
     the strings in tokenizer_config.json are not asked, for the hub's are empty.
     """
-    pieces = load_sentencepiece(folder / "tokenizer.model")
-    count = pieces.vocab_size()
+    pieces, tokens = load_sentencepiece(folder / "tokenizer.model")
+    count = len(tokens)
     if count > vocab_size:
         rule = f"must hold the {count} pieces of tokenizer.model"
         raise config.refusal("vocab_size", rule, vocab_size)
@@ -34,7 +34,6 @@ def read_tokenizer(
     if (folder / "tokenizer_config.json").exists():
         settings = read_json(folder / "tokenizer_config.json")
 
-    tokens = [pieces.id_to_piece(i).encode() for i in range(count)]
     scores = [pieces.get_score(i) for i in range(count)]
     types = [_piece_type(pieces, i) for i in range(count)]
     tokens += [f"[PAD{i}]".encode() for i in range(count, vocab_size)]
@@ -85,8 +84,8 @@ def read_tokenizer(
 _KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
-def load_sentencepiece(path: Path) -> Any:
-    """A SentencePieceProcessor of the file."""
+def load_sentencepiece(path: Path) -> tuple[Any, list[bytes]]:
+    """A SentencePieceProcessor of the file, and the texts of its pieces."""
     import sentencepiece
 
     if not path.exists():
@@ -96,13 +95,14 @@ def load_sentencepiece(path: Path) -> Any:
     try:
         pieces = sentencepiece.SentencePieceProcessor()
         pieces.LoadFromSerializedProto(path.read_bytes())
-        if pieces.vocab_size() == 0:
-            raise RuntimeError("it has no pieces")
+        texts = [pieces.id_to_piece(i).encode() for i in range(pieces.vocab_size())]
+        if not texts:
+            raise ValueError("it has no pieces")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    except Exception:
+    except (RuntimeError, ValueError):
         raise CheckpointError(f"{path} is no SentencePiece model, or a damaged one.") from None
-    return pieces
+    return pieces, texts
 
 
 def _piece_type(pieces: Any, token_id: int) -> int:

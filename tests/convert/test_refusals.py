@@ -381,11 +381,18 @@ def test_more_pieces_than_embeddings(tmp_path: Path, untouched: Path) -> None:
     assert str(folder / "config.json") in message and "vocab_size" in message and "512" in message
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\x0a\xff\xff\xff", None])
-def test_damaged_tokenizer(content: bytes | None, tmp_path: Path, untouched: Path) -> None:
+@pytest.mark.parametrize("damage", ["empty", "garbage", "truncated", "no UTF-8"])
+def test_damaged_tokenizer(damage: str, tmp_path: Path, untouched: Path) -> None:
     folder = make_checkpoint(tmp_path / "m")
     path = folder / "tokenizer.model"
-    path.write_bytes(tokenizer_model(512)[:-5] if content is None else content)
+    whole = tokenizer_model(512)
+    contents = {
+        "empty": b"",
+        "garbage": b"\x0a\xff\xff\xff",
+        "truncated": whole[:-5],
+        "no UTF-8": whole.replace("\u2581".encode(), b"\xe2\x96\xff"),
+    }
+    path.write_bytes(contents[damage])
     assert str(path) in refusal(folder, untouched)
 
 
