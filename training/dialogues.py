@@ -3,7 +3,8 @@
 Promises: with the same world, vocabulary and seed, `Speaker` yields the same dialogues. A dialogue
 mixes topics; a follow-up comes right after the turn it refers to, or after one polite word in
 between. Wordings are roughened as people type them: case, punctuation, contractions, a dropped
-small word, a typo. Only words that carry no content are ever added (see `world.STOP_WORDS`).
+small word, a typo. Only words that carry no content are ever added (see `world.STOP_WORDS`). Some
+first turns are two bare keywords from two wordings of an intent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from collections.abc import Iterator
 
 import sentencepiece as spm
 from model import BOS, EOS
-from world import PREFIXES, QUESTION_WORDS, STOP_WORDS, SUFFIXES, Intent
+from world import (
+    PREFIXES,
+    QUESTION_WORDS,
+    STOP_WORDS,
+    SUFFIXES,
+    Intent,
+    keywords,
+    plain_words,
+)
 
 Message = dict[str, str]
 
@@ -23,6 +32,9 @@ POLITE = ("thanks", "ok", "praise", "hello", "sorry")
 
 # How much more often than others an intent opens a topic: what lies outside the world is wide.
 WEIGHTS = {"unknown": 8.0, "unclear.person": 2.0, "unclear.thing": 2.0}
+
+# Share of first wordings that are two bare keywords, as typed into a search box.
+KEYWORDS = 0.12
 
 SYSTEM = (
     "You are a helpful villager.",
@@ -113,6 +125,19 @@ class Speaker:
         for intent in intents:
             for name in intent.after:
                 self.followers[name].append(intent)
+        self.keywords = keywords(self.openers)
+
+    def pair(self, intent: Intent) -> str | None:
+        """Return two keywords from two wordings that together point at this intent alone."""
+        users = self.keywords
+        for _ in range(6):
+            texts = self.rng.sample(intent.first, 2)
+            found = [[word for word in plain_words(text) if word in users] for text in texts]
+            if all(found):
+                one, two = (self.rng.choice(words) for words in found)
+                if one != two and users[one] & users[two] == {intent.name}:
+                    return f"{one} {two}"
+        return None
 
     def dialogue(self, turns: int) -> list[tuple[Intent, str]]:
         """Return a dialogue: for each turn the intent and what the user typed."""
@@ -130,6 +155,8 @@ class Speaker:
                 if intent.name.startswith("unclear") and topic:
                     continue
                 wording = rng.choice(intent.first)
+                if rng.random() < KEYWORDS:
+                    wording = self.pair(intent) or wording
             if intent.name in POLITE:
                 waited += 1
             elif not intent.name.startswith("unclear"):

@@ -269,6 +269,7 @@ def save(model: Model, tokenizer: Path, folder: Path) -> None:
         for name, tensor in model.state_dict().items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     if tokenizer.resolve() != (folder / "tokenizer.model").resolve():
         shutil.copyfile(tokenizer, folder / "tokenizer.model")
     files: dict[str, dict[str, object]] = {

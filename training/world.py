@@ -51,6 +51,9 @@ STOP_WORDS = frozenset(" ".join((_GRAMMAR, *PREFIXES, *SUFFIXES)).split())
 # Grammar as well, yet in a short question half of its meaning: `content_words` counts both ways.
 QUESTION_WORDS = frozenset(("who", "whom", "whose", "what", "which", "when", "where", "why", "how"))
 
+# A word that opens more intents than this tells little.
+COMMON = 10
+
 
 @dataclass
 class Intent:
@@ -191,6 +194,26 @@ def stem(word: str) -> str:
             word = word[: -len(ending)]
             break
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
+
+
+def plain_words(text: str) -> list[str]:
+    """Return the words of text as they are written, without question words and stop words."""
+    words = re.findall(r"[A-Za-z0-9]+", text)
+    return [w for w in words if w.lower() not in STOP_WORDS and w.lower() not in QUESTION_WORDS]
+
+
+def keywords(intents: list[Intent]) -> dict[str, set[str]]:
+    """Return the telling words of first turns, each with the names of the intents it may open.
+
+    A word that opens more than `COMMON` intents tells little and is left out, and so are the
+    intents that point at nothing.
+    """
+    users: dict[str, set[str]] = {}
+    for intent in intents:
+        for word in {word for text in intent.first for word in plain_words(text)}:
+            users.setdefault(word, set()).add(intent.name)
+    pointless = {intent.name for intent in intents if intent.name.startswith("unclear")}
+    return {word: names - pointless for word, names in users.items() if len(names) <= COMMON}
 
 
 @cache
