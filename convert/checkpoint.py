@@ -27,10 +27,7 @@ TOKENIZER_FILES = (
 
 
 class Checkpoint:
-    """A folder with config.json, weights and a tokenizer.
-
-    `files` are all files that were or will be read.
-    """
+    """A folder with config.json, weights and a tokenizer; `name` is what people call it."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
@@ -51,8 +48,10 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        others = [self.config.path, *(self.folder / name for name in (*WEIGHTS, *TOKENIZER_FILES))]
-        return sorted({path for path in [*others, *self.weights] if path.exists()})
+        """All files that a conversion reads."""
+        names = ("config.json", SAFETENSORS_INDEX, TORCH_INDEX, *TOKENIZER_FILES)
+        paths = [*(self.folder / name for name in names), *self.weights]
+        return sorted(path for path in paths if path.exists())
 
     def fingerprint(self) -> str:
         """A key of the contents of all files that a conversion reads."""

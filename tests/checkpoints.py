@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 # The published shapes of the base family; the layer-shared 125M and 350M have the same ones.
-PUBLISHED: dict[str, dict[str, int]] = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "125M": dict(layers=30, hidden=576, heads=9, kv_heads=3, ffn=1536, vocab=32000),
     "350M": dict(layers=32, hidden=960, heads=15, kv_heads=5, ffn=2560, vocab=32000),
     "600M": dict(layers=40, hidden=1152, heads=18, kv_heads=6, ffn=3072, vocab=32000),

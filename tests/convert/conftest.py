@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import make_checkpoint, tokenizer_model
@@ -32,7 +33,7 @@ def upstream(
     """Checkpoint name and type to the folder and to what llama.cpp's converter made of it."""
     home = tmp_path_factory.mktemp("upstream")
 
-    def make(name: str, **options: object) -> Path:
+    def make(name: str, **options: Any) -> Path:
         return make_checkpoint(home / name, architecture="LlamaForCausalLM", **options)
 
     odd = make("odd-rows-v1", dtype="f32", hidden=48, heads=3, kv_heads=3, rope_theta=5e5)

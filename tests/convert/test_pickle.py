@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,21 @@ def test_old_format(weights: Path, untouched: Path, monkeypatch: pytest.MonkeyPa
 def test_without_torch(weights: Path, untouched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert "mobilellm-cpp[torch]" in refusal(weights, untouched)
+
+
+def test_safetensors_need_no_torch(tmp_path: Path) -> None:
+    """Importing the package takes neither torch nor the hub, converting BF16 no torch."""
+    folder = make_checkpoint(tmp_path / "m", dtype="bf16")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from mobilellm_cpp.convert import convert_checkpoint\n"
+        "heavy = {'huggingface_hub', 'transformers', 'sentencepiece', 'gguf'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        f"convert_checkpoint({str(folder)!r}, 'm.gguf', type='q4_0')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    convert_checkpoint(folder, tmp_path / "here.gguf", type="q4_0")
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "here.gguf").read_bytes()
 
 
 def test_truncated(weights: Path, untouched: Path) -> None:

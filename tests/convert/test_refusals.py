@@ -20,7 +20,7 @@ from mobilellm_cpp.errors import CheckpointError
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
-def refusal(folder: Path, out: Path, **options: Any) -> str:
+def refusal(folder: Path | str, out: Path, **options: Any) -> str:
     """The message of the refusal; it is one sentence."""
     with pytest.raises(CheckpointError) as caught:
         convert_checkpoint(folder, out, **options)
