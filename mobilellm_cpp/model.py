@@ -69,10 +69,11 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         kwargs.setdefault("n_threads_batch", threads)
         if flash_attn is None:
             flash_attn = llama_cpp.GGML_TYPE_F32 not in (kwargs.get("type_k"), kwargs.get("type_v"))
+        self._context = n_ctx or min(context_length(path) or 512, 8192)
         with guard(path):
             super().__init__(
                 path,
-                n_ctx=n_ctx or min(context_length(path) or 512, 8192),
+                n_ctx=self._context,
                 n_threads=threads,
                 flash_attn=flash_attn,
                 verbose=verbose,
@@ -106,6 +107,10 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         from .cache import converted
 
         return cls(converted(source, type, revision=revision), **kwargs)
+
+    def n_ctx(self) -> int:
+        """The context in tokens as asked for. llama.cpp rounds it up; Llama's buffers do not."""
+        return self._context
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of UTF-8 text. Raises ModelError where the vocabulary cannot spell it."""

@@ -52,7 +52,8 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     try:
         yield update
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def resolve(model: str | None, type: str | None) -> Path:

@@ -1,0 +1,185 @@
+"""The installed `mobilellm` command, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pexpect
+import pytest
+from checkpoints import make_checkpoint
+
+MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a checkpoint `tiny` of 2 blocks, and an empty cache."""
+    folder = tmp_path_factory.mktemp("cli")
+    make_checkpoint(folder / "tiny", sharing=True)
+    return folder
+
+
+def run(place, *arguments, stdin=None):
+    env = {**os.environ, "MOBILELLM_CACHE": str(place / "cache"), "COLUMNS": "100"}
+    return subprocess.run(
+        [MOBILELLM, *map(str, arguments)],
+        input=stdin if stdin is not None else "",
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env=env,
+        timeout=120,
+    )
+
+
+def assert_sentence(done, *parts):
+    """Exit code 1, nothing on stdout, one line on stderr that holds the parts."""
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("mobilellm: ")
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_help_is_light():
+    script = (
+        "import sys; sys.argv = ['mobilellm', '--help']\n"
+        "from mobilellm_cpp.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'llama_cpp', 'numpy', 'gguf', 'torch', 'huggingface_hub', 'sentencepiece',\n"
+        "         'prompt_toolkit', 'jinja2'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("convert", "chat", "generate", "inspect"))
+
+
+def test_version(place):
+    done = run(place, "--version")
+    assert done.returncode == 0 and done.stdout.startswith("mobilellm-cpp ")
+
+
+def test_convert(place):
+    done = run(place, "convert", "tiny", "--type", "q8_0")
+    assert done.returncode == 0, done.stderr
+    assert (place / "tiny-q8_0.gguf").exists()
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("tiny-q8_0.gguf: ") and line.endswith(
+        "bits a weight, 2 blocks stored, 4 layers executed"
+    )
+
+
+def test_convert_to_a_name_with_a_schedule(place):
+    done = run(place, "convert", "tiny", "-o", "r.gguf", "--schedule", "reverse")
+    assert done.returncode == 0, done.stderr
+    about = json.loads(run(place, "inspect", "r.gguf", "--json").stdout)
+    assert about["schedule"] == [0, 1, 1, 0] and about["sharing"] == "reverse sharing"
+
+
+def test_convert_refuses_in_one_sentence(place, tmp_path):
+    broken = make_checkpoint(tmp_path / "broken", hidden_size=...)
+    done = run(place, "convert", broken, "-o", "broken.gguf")
+    assert_sentence(done, "config.json", "hidden_size")
+    assert not (place / "broken.gguf").exists()
+    assert "Traceback" in run(place, "convert", broken, "-o", "broken.gguf", "--debug").stderr
+
+
+def test_wrong_usage_is_exit_code_2(place):
+    assert run(place, "convert").returncode == 2
+    assert run(place, "nonsense").returncode == 2
+    assert run(place, "generate", "tiny", "-n", "0").returncode == 2
+    assert run(place).returncode == 2  # no arguments: the help
+
+
+def test_inspect_in_words(place):
+    run(place, "convert", "tiny", "-o", "shared.gguf")
+    run(place, "convert", "tiny", "-o", "base.gguf", "--schedule", "0,1")
+    words = run(place, "inspect", "shared.gguf").stdout
+    assert "2 blocks stored, 4 executed, immediate sharing ×2" in words
+    shared = json.loads(run(place, "inspect", "shared.gguf", "--json").stdout)
+    base = json.loads(run(place, "inspect", "base.gguf", "--json").stdout)
+    assert (shared["architecture"], base["architecture"]) == ("mobilellm", "llama")
+    # 2 blocks x 2 KV heads of 16 x K and V x 2 bytes
+    assert base["kv_bytes_per_token"] == 2 * 2 * 16 * 2 * 2
+    assert shared["kv_bytes_per_token"] == 2 * base["kv_bytes_per_token"]
+    assert shared["tensor_types"] == {"F16": 15, "F32": 5}
+    assert f"{shared['kv_bytes_per_token']:,} bytes a token" in words
+
+
+def test_inspect_refuses(place, tmp_path):
+    assert_sentence(run(place, "inspect", "none.gguf"), "none.gguf: no such file")
+    (tmp_path / "text.gguf").write_text("hello " * 100)
+    assert_sentence(run(place, "inspect", tmp_path / "text.gguf"), "text.gguf", "magic")
+
+
+def test_generate(place):
+    arguments = ("generate", "tiny", "-p", "hello", "-n", "8", "--temperature", "1", "--seed", "7")
+    done = run(place, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert run(place, *arguments).stdout == done.stdout
+    assert len(list((place / "cache").glob("tiny-q4_0-*.gguf"))) == 1  # converted once
+    assert run(place, "generate", "tiny", "-n", "8", "--seed", "7", stdin="hello").returncode == 0
+
+
+def test_generate_refuses(place):
+    assert_sentence(run(place, "generate", "none.gguf", "-p", "x"), "none.gguf: no such file")
+    assert_sentence(run(place, "generate", "tiny", "-p", "w " * 5000), "the context holds 2048")
+
+
+def test_chat_through_a_pipe(place):
+    done = run(place, "chat", "tiny", "-n", "6", stdin="hello\n\nhow are you\n/exit\nunheard\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_chat_commands_through_a_pipe(place):
+    done = run(place, "chat", "tiny", "-n", "4", stdin="/help\n/nonsense\n/reset\n")
+    assert done.returncode == 0 and done.stdout == ""
+    assert "/exit" in done.stderr and "/nonsense is no command" in done.stderr
+
+
+def test_chat_goes_on_when_the_context_is_full(place):
+    lines = "".join(f"tell me about number {i}\n" for i in range(12))
+    done = run(place, "chat", "tiny", "--ctx", "96", "-n", "16", "-s", "be brief", stdin=lines)
+    assert done.returncode == 0 and done.stderr == ""
+    too_long = run(place, "chat", "tiny", "--ctx", "96", stdin="word " * 300 + "\nhi\n")
+    assert too_long.returncode == 0 and "the context holds 96" in too_long.stderr
+
+
+def terminal(place, *arguments):
+    env = {**os.environ, "MOBILELLM_CACHE": str(place / "cache"), "TERM": "dumb"}
+    return pexpect.spawn(
+        MOBILELLM, list(arguments), cwd=str(place), env=env, encoding="utf-8", timeout=60
+    )
+
+
+@pytest.mark.parametrize("leave", ["/exit\r", "\x04"])
+def test_chat_in_a_terminal(place, leave):
+    child = terminal(place, "chat", "tiny", "-n", "4")
+    child.expect("> ")
+    child.send("hello\r")
+    child.expect("> ")
+    child.send("\x03")  # at the prompt: a hint
+    child.expect("leaves")
+    child.expect("> ")
+    child.send(leave)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_ctrl_c_stops_the_answer_not_the_program(place):
+    child = terminal(place, "chat", "tiny", "-n", "100000", "--temperature", "2", "--ctx", "2000")
+    child.expect("> ")
+    child.send("tell me everything\r")
+    child.expect("[a-z]{2}.*[a-z]{2}")
+    child.send("\x03")
+    child.expect("> ")
+    child.send("/exit\r")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0

@@ -1,0 +1,222 @@
+"""MobileLLM as a Python object, and conversations."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from checkpoints import make_checkpoint
+from peer import greedy, run_on
+
+from mobilellm_cpp import CheckpointError, MobileLLM, ModelError, convert_checkpoint, library
+from mobilellm_cpp.chat import Conversation
+from mobilellm_cpp.model import _until_stop
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_checkpoint(folder / "plain", sharing=True, dtype="f32")
+    convert_checkpoint(folder / "plain", folder / "plain.gguf", type="f32")
+    make_checkpoint(folder / "template", sharing=True, dtype="f32")
+    config = json.loads((folder / "template" / "tokenizer_config.json").read_text())
+    config["chat_template"] = TEMPLATE
+    (folder / "template" / "tokenizer_config.json").write_text(json.dumps(config))
+    convert_checkpoint(folder / "template", folder / "template.gguf", type="f32")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    return MobileLLM(folder / "plain.gguf", n_ctx=128, n_threads=1)
+
+
+def test_it_is_a_llama(llm):
+    assert isinstance(llm, library.llama_cpp.Llama)
+    answer = llm.create_completion("hello", max_tokens=4, temperature=0.0)
+    assert answer["usage"]["completion_tokens"] == 4
+    assert llm.create_chat_completion([{"role": "user", "content": "hi"}], max_tokens=2)["choices"]
+
+
+def test_the_context_is_what_the_file_says(folder):
+    assert MobileLLM(folder / "plain.gguf").n_ctx() == 2048
+
+
+def test_greedy_stream_is_what_the_c_api_gives(llm, folder):
+    prompt = llm.tokenize(b"hello there")
+    (tokens,) = greedy(library.FOLDER, folder / "plain.gguf", [prompt], n=24, flash=True)
+    text = b"".join(llm._piece(token) for token in itertools.takewhile(lambda t: t != 2, tokens))
+    streamed = "".join(llm.stream("hello there", max_tokens=24, temperature=0.0))
+    assert streamed == text.decode("utf-8", "replace")
+
+
+def test_the_same_seed_gives_the_same_text(llm):
+    def text(seed):
+        return "".join(llm.stream("hello", max_tokens=20, temperature=1.0, seed=seed))
+
+    assert text(1) == text(1)
+    assert len({text(seed) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize(
+    "pieces, stop, want",
+    [
+        (["ab", "cd"], (), "abcd"),
+        (["ab", "cd", "ef"], ("bc",), "a"),
+        (["a", "b", "c", "d"], ("bcd",), "a"),
+        (["a", "b", "c", "x"], ("bcd",), "abcx"),
+        (["aa", "ab"], ("aab",), "a"),
+        (["x\nUs", "er: hi"], ("\nUser:", "\nAssistant:"), "x"),
+        (["one two"], ("two", "one"), ""),
+    ],
+)
+def test_stop_strings_across_pieces(pieces, stop, want):
+    assert "".join(_until_stop(iter(pieces), stop)) == want
+
+
+def test_characters_of_several_tokens_come_whole(llm, monkeypatch):
+    """Byte tokens of one character are put together; a broken one becomes U+FFFD."""
+    smile = llm.tokenize("😀".encode(), add_bos=False)[1:]
+    monkeypatch.setattr(llm, "generate", lambda tokens, **_: iter([*smile, *smile[:2], 2]))
+    assert [p for p in llm.stream("x", max_tokens=9) if p] == ["😀", "\ufffd"]
+
+
+def test_a_prompt_that_does_not_fit(llm):
+    with pytest.raises(ModelError, match=r"prompt has \d+ tokens, and the context holds 128"):
+        list(llm.stream("word " * 200))
+
+
+def test_generation_ends_where_the_context_does(llm):
+    prompt = "a b c d e f g h " * 8
+    pieces = list(llm.stream(prompt, temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=3))
+    assert pieces and llm.n_tokens <= 128
+
+
+def test_logits_refuse_nonsense(llm):
+    for tokens, sentence in [([], "0 tokens"), ([1] * 129, "129 tokens"), ([512], "token 512 is")]:
+        with pytest.raises(ModelError, match=sentence):
+            llm.logits(tokens)
+
+
+def test_streaming_after_logits_and_embeddings(llm):
+    want = "".join(llm.stream("hello", max_tokens=8, temperature=0.0))
+    llm.logits([1, 2, 3])
+    assert "".join(llm.stream("hello", max_tokens=8, temperature=0.0)) == want
+    llm.embeddings(["something else"])
+    assert "".join(llm.stream("hello", max_tokens=8, temperature=0.0)) == want
+
+
+def test_embeddings_of_long_texts_and_none(llm):
+    assert llm.embeddings([]).shape == (0, 64)
+    short = MobileLLM(llm.model_path, n_ctx=128, n_batch=8, n_threads=1)
+    text = "a text of more tokens than one batch can take at a time"
+    np.testing.assert_allclose(short.embeddings([text]), llm.embeddings([text]), atol=1e-5)
+
+
+def test_chat_template_of_the_file(folder):
+    llm = MobileLLM(folder / "template.gguf", n_threads=1)
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "bye"},
+    ]
+    parts = [
+        [1],
+        llm.tokenize(b"[system] be kind[user] hi[assistant] hello", add_bos=False),
+        [2],
+        llm.tokenize(b"[user] bye", add_bos=False),
+    ]
+    assert llm.chat_tokens(messages) == sum(parts, [])
+
+
+def test_files_without_a_template_chat_in_plain_lines(llm):
+    messages = [{"role": "user", "content": "hi"}]
+    want = [1, *llm.tokenize(b"User: hi\nAssistant:", add_bos=False)]
+    assert llm.chat_tokens(messages) == want
+
+
+def test_no_such_file_and_no_gguf(tmp_path):
+    with pytest.raises(ModelError, match="no such file"):
+        MobileLLM(tmp_path / "x.gguf")
+    with pytest.raises(ModelError, match="no such file"):
+        MobileLLM(tmp_path)
+
+
+def test_conversion_is_cached_by_content(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOBILELLM_CACHE", str(tmp_path / "cache"))
+    checkpoint = make_checkpoint(tmp_path / "c", sharing=True)
+    first = MobileLLM.from_checkpoint(checkpoint, n_threads=1)
+    (path,) = (tmp_path / "cache").glob("*.gguf")
+    written = path.stat().st_mtime_ns
+    assert MobileLLM.from_checkpoint(checkpoint, n_threads=1).model_path == first.model_path
+    assert path.stat().st_mtime_ns == written
+    make_checkpoint(checkpoint, sharing=True, seed=5)
+    second = MobileLLM.from_checkpoint(checkpoint, n_threads=1)
+    assert second.model_path != first.model_path
+    assert not np.array_equal(second.logits([1, 5]), first.logits([1, 5]))
+    other = MobileLLM.from_checkpoint(checkpoint, type="q8_0", n_threads=1)
+    assert "q8_0" in other.model_path
+    with pytest.raises(CheckpointError):
+        MobileLLM.from_checkpoint(tmp_path / "nothing here")
+
+
+def test_another_libllama_is_noticed(stock_lib):
+    script = """
+import llama_cpp
+try:
+    import mobilellm_cpp.model
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = run_on(stock_lib, script, None)
+    assert "ModelError another libllama is already loaded" in done.stdout
+    assert "import mobilellm_cpp before llama_cpp" in done.stdout
+
+
+def test_llama_cpp_after_us_is_ours():
+    script = """
+import mobilellm_cpp.model, llama_cpp, os
+print(llama_cpp.llama_cpp._base_path, "LLAMA_CPP_LIB_PATH" in os.environ)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.stdout.split() == [str(library.FOLDER), "False"]
+
+
+def test_a_conversation_outlives_its_context(folder):
+    llm = MobileLLM(folder / "template.gguf", n_ctx=96, n_threads=1)
+    talk = Conversation(llm, system="stay", max_tokens=24, temperature=0.0)
+    for i in range(12):
+        "".join(talk.answer(f"question {i}"))
+    assert talk.system == [{"role": "system", "content": "stay"}]
+    assert 0 < len(talk.turns) < 24
+    assert talk.turns[0]["role"] == "user" and talk.turns[-2]["content"] == "question 11"
+
+
+def test_a_message_that_overfills_the_context(folder):
+    llm = MobileLLM(folder / "template.gguf", n_ctx=96, n_threads=1)
+    talk = Conversation(llm, max_tokens=16, temperature=0.0)
+    "".join(talk.answer("hello"))
+    before = list(talk.turns)
+    with pytest.raises(ModelError, match="the context holds 96"):
+        "".join(talk.answer("word " * 200))
+    assert talk.turns == before
+    "".join(talk.answer("again"))
+
+
+def test_an_interrupted_answer_is_kept(folder):
+    llm = MobileLLM(folder / "template.gguf", n_ctx=96, n_threads=1)
+    talk = Conversation(llm, max_tokens=24, temperature=0.0)
+    pieces = talk.answer("hello")
+    said = next(pieces) + next(pieces)
+    pieces.close()
+    assert talk.turns[-1] == {"role": "assistant", "content": said.strip()}
+    "".join(talk.answer("and now?"))
+    assert len(talk.turns) == 4
