@@ -197,6 +197,8 @@ def _convert_rows(
         bits = interleave(bits, weight.head_rows)
     data = rounder.round(bits, tensor.dtype, kind)
     file.write(weight.name, first * kind.row_bytes(bits.shape[1]), data.data)
+    if len(tensor.shape) == 2:
+        tensor.release(first, last)
     return data.nbytes
 
 

@@ -72,7 +72,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         count = math.prod(shape)
         raw = np.frombuffer(mapped, np.uint8, last - first, start + first)
         bits = raw.view(BITS[dtype]).reshape(shape) if dtype in BITS and count else raw
-        tensors[name] = Tensor(name, dtype, shape, path, bits)
+        tensors[name] = Tensor(name, dtype, shape, path, bits, mapped, start + first)
     if start + end != size:
         problem = "truncated" if start + end > size else "longer than its header says"
         raise CheckpointError(

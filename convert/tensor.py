@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,27 @@ BITS: dict[str, type[np.uint16] | type[np.uint32]] = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """`bits` has the tensor's shape if `dtype` is in BITS; it is a view of the mapped file."""
+    """`bits` has the tensor's shape if `dtype` is in BITS; it is a view of the mapped file.
+
+    Where the map is ours, `mapped` is it and `start` the tensor's first byte in it.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
     bits: npt.NDArray[Any]
+    mapped: mmap.mmap | None = None
+    start: int = 0
+
+    def release(self, first: int, last: int) -> None:
+        """Take rows first..last out of the process's memory; they are still there when read."""
+        if self.mapped is None or self.bits.size == 0 or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        row = self.bits.nbytes // len(self.bits)
+        start = (self.start + first * row) // mmap.PAGESIZE * mmap.PAGESIZE
+        length = self.start + last * row - start
+        self.mapped.madvise(mmap.MADV_DONTNEED, start, length)
 
     def __str__(self) -> str:
         return f"{self.file}: {shown(self.name)}"

@@ -188,5 +188,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape or a.dtype not in BITS or len(a.shape) != 2:
         return False
     step = max(1, (1 << 20) // max(1, a.shape[1]))
-    starts = range(0, a.shape[0], step)
-    return all(np.array_equal(a.bits[i : i + step], b.bits[i : i + step]) for i in starts)
+    for first in range(0, a.shape[0], step):
+        last = min(first + step, a.shape[0])
+        if not np.array_equal(a.bits[first:last], b.bits[first:last]):
+            return False
+        a.release(first, last)
+        b.release(first, last)
+    return True

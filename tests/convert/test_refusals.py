@@ -167,6 +167,14 @@ def test_misshapen_tensor(shape: tuple[int, ...], tmp_path: Path, untouched: Pat
     assert UP in message and str(list(shape)) in message and "[128, 64]" in message
 
 
+@pytest.mark.parametrize("shape", [(512, 0), (0, 64), (0, 0)])
+def test_empty_tensors(shape: tuple[int, ...], tmp_path: Path, untouched: Path) -> None:
+    empty = np.zeros(shape, np.float32)
+    tensors = {"model.embed_tokens.weight": empty, "lm_head.weight": empty}
+    folder = make_checkpoint(tmp_path / "m", tied=False, tensors=tensors)
+    assert "model.embed_tokens.weight" in refusal(folder, untouched)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.int8])
 @pytest.mark.parametrize("container", ["safetensors", "bin"])
 def test_other_dtypes(dtype: Any, container: str, tmp_path: Path, untouched: Path) -> None:
