@@ -26,7 +26,7 @@ test: lint .venv/tests-installed stock
 lint: .venv/tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p mobilellm_cpp  # as installed
 	$(BIN)/clang-format --dry-run --Werror $(shell find mobilellm_cpp/native kernels -name '*.cpp' -o -name '*.h')
 
 .venv/created:

@@ -21,7 +21,7 @@ def cache_folder() -> Path:
 
 
 def converted(
-    source: str | os.PathLike[str],
+    source: str | Path,
     type: str,
     *,
     revision: str | None = None,
@@ -31,7 +31,7 @@ def converted(
 
     The name holds a hash of the checkpoint's content, so a changed checkpoint is converted anew.
     """
-    name = os.path.basename(os.path.normpath(os.fspath(source)))
+    name = os.path.basename(os.path.normpath(source))
     key = checkpoint_fingerprint(source, revision=revision)[:20]
     path = cache_folder() / f"{name}-{type}-{key}.gguf"
     if not path.exists():
@@ -40,9 +40,7 @@ def converted(
     return path
 
 
-def resolve(
-    model: str | None, type: str | None = None, progress: Progress | None = None
-) -> Path:
+def resolve(model: str | None, type: str | None = None, progress: Progress | None = None) -> Path:
     """The GGUF file for a MODEL argument: None is the shipped demo model (kept in f16), a file is
     itself, a folder or hub id is converted (q4_0 unless type says otherwise)."""
     if model is None:

@@ -30,15 +30,18 @@ def _foreign_libraries() -> list[str]:
 
 def _load() -> Any:
     """llama_cpp over our library. Raises ModelError when another libllama is in the way."""
-    earlier = sys.modules.get("llama_cpp.llama_cpp")
     foreign = _foreign_libraries()
-    if (earlier and Path(earlier._base_path) != FOLDER) or (not earlier and foreign):
+    earlier = getattr(sys.modules.get("llama_cpp.llama_cpp"), "_base_path", FOLDER)
+    if foreign or Path(earlier) != FOLDER:
         raise ModelError(
-            f"another libllama is already loaded ({foreign[0] if foreign else earlier._base_path}): "
+            f"another libllama is already loaded ({foreign[0] if foreign else earlier}): "
             f"import mobilellm_cpp before llama_cpp, which then uses the library of mobilellm_cpp"
         )
     if not (FOLDER.exists() and any(FOLDER.glob("*llama.*"))):
-        raise ModelError(f"libllama is missing from {FOLDER}: install mobilellm-cpp, and run outside its source folder")
+        raise ModelError(
+            f"libllama is missing from {FOLDER}: install mobilellm-cpp, "
+            f"and run outside its source folder"
+        )
     before = os.environ.get("LLAMA_CPP_LIB_PATH")
     os.environ["LLAMA_CPP_LIB_PATH"] = str(FOLDER)
     try:
@@ -65,7 +68,9 @@ _lib.mobilellm_context_length.argtypes = [ctypes.c_char_p]
 _lib.mobilellm_context_length.restype = ctypes.c_int64
 
 # What upstream puts before the reason itself.
-_PREFIX = re.compile(r"(?:\w+: |error loading model(?: \w+)?: |failed to initialize the context: )+")
+_PREFIX = re.compile(
+    r"(?:\w+: |error loading model(?: \w+)?: |failed to initialize the context: )+"
+)
 
 
 def _reason() -> str:

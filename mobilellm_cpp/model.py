@@ -1,4 +1,4 @@
-"""MobileLLM: a GGUF file as a Python object. It is a llama_cpp.Llama, so whatever takes one takes it."""
+"""MobileLLM: a GGUF file as a Python object, and a llama_cpp.Llama: what takes one takes it."""
 
 import codecs
 import contextlib
@@ -86,14 +86,14 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
             eos_token=self._token_text(self.token_eos()),
             bos_token=self._token_text(self.token_bos()),
         )
-        if self.chat_handler is None and self.chat_format == "llama-2" and not template:
+        if not template and not {"chat_format", "chat_handler"} & set(kwargs):
             self._chat_handlers["plain"] = self._template.to_chat_handler()
-            self.chat_format = "plain"
+            self.chat_format: str | None = "plain"
 
     @classmethod
     def from_checkpoint(
         cls,
-        source: str | os.PathLike[str],
+        source: str | Path,
         type: str = "q4_0",
         *,
         revision: str | None = None,
@@ -233,7 +233,9 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         [start, stop) of each batch while its outputs can be read."""
         n_vocab = self.n_vocab()
         if not tokens or len(tokens) > self.n_ctx():
-            raise ModelError(f"{len(tokens)} tokens given, and the context holds 1 to {self.n_ctx()}")
+            raise ModelError(
+                f"{len(tokens)} tokens given, and the context holds 1 to {self.n_ctx()}"
+            )
         if bad := [token for token in tokens if not 0 <= token < n_vocab]:
             raise ModelError(f"token {bad[0]} is outside the vocabulary of {n_vocab}")
         self.reset()

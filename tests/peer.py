@@ -10,7 +10,8 @@ SCRIPT = """
 import json, sys
 import llama_cpp
 path, prompts, n, flash = json.loads(sys.argv[1])
-llm = llama_cpp.Llama(path, n_ctx=256, n_threads=1, n_threads_batch=1, flash_attn=flash, verbose=False)
+threads = {"n_threads": 1, "n_threads_batch": 1}
+llm = llama_cpp.Llama(path, n_ctx=256, flash_attn=flash, verbose=False, **threads)
 answers = []
 for prompt in prompts:
     llm.reset()

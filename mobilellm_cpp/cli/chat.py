@@ -17,7 +17,9 @@ def chat(
     system: Annotated[
         str | None, typer.Option("--system", "-s", help="Instructions that stay at the top.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens an answer at most.")] = 512,
+    n: Annotated[
+        int, typer.Option("-n", "--tokens", min=1, help="Tokens an answer at most.")
+    ] = 512,
     temperature: Temperature = 0.0,
     seed: Seed = None,
     type: Type = None,

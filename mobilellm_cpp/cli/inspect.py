@@ -28,7 +28,9 @@ def inspect(
     per_token = about.kv_bytes_per_token
     rows = {
         "file": f"{about.path}, {about.size / 2**20:.1f} MiB",
-        "architecture": f"{about.architecture} ({about.name})" if about.name else about.architecture,
+        "architecture": f"{about.architecture} ({about.name})"
+        if about.name
+        else about.architecture,
         "parameters": f"{about.parameters:,}, {about.bits_per_weight:.2f} bits a weight",
         "schedule": f"{about.blocks_stored} blocks stored, {about.layers_executed} executed, "
         + about.sharing,

@@ -45,8 +45,8 @@ struct metadata {
 
         std::vector<int64_t> values(n);
         for (size_t i = 0; i < n; ++i) {
-            values[i] = type == GGUF_TYPE_UINT32 ? int64_t(static_cast<const uint32_t *>(data)[i]) :
-                                                   int64_t(static_cast<const int32_t *>(data)[i]);
+            values[i] = type == GGUF_TYPE_UINT32 ? int64_t(static_cast<const uint32_t *>(data)[i])
+                                                 : int64_t(static_cast<const int32_t *>(data)[i]);
         }
         return values;
     }

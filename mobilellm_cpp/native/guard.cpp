@@ -75,8 +75,8 @@ const char * mobilellm_guard_reason() {
     return reason.c_str();
 }
 
-int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t length,
-                           llama_token * tokens, int32_t capacity, bool add_special, bool parse_special) {
+int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
+                           int32_t capacity, bool add_special, bool parse_special) {
     mobilellm_guard_begin();
     int32_t n = INT32_MIN;
     try {

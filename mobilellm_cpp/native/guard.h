@@ -15,8 +15,8 @@ LLAMA_API void mobilellm_guard_end();
 LLAMA_API const char * mobilellm_guard_reason();
 
 // llama_tokenize that cannot take the process down: INT32_MIN when the vocabulary fails, with a reason.
-LLAMA_API int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t length,
-                                     llama_token * tokens, int32_t capacity, bool add_special, bool parse_special);
+LLAMA_API int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
+                                     int32_t capacity, bool add_special, bool parse_special);
 
 // What the file says as `<architecture>.context_length`; 0 when it does not say, -1 when it is no GGUF file
 // that upstream's parser takes (with a reason).

@@ -51,10 +51,10 @@ void llama_model_mobilellm::load_arch_tensors(llama_model_loader &) {
         llama_layer & block = blocks[ib];
 
         block.attn_norm = create_tensor(tn(LLM_TENSOR_ATTN_NORM, "weight", ib), { n_embd }, 0);
-        block.wq = create_tensor(tn(LLM_TENSOR_ATTN_Q, "weight", ib), { n_embd, n_embd_head_k * n_head }, 0);
-        block.wk = create_tensor(tn(LLM_TENSOR_ATTN_K, "weight", ib), { n_embd, n_embd_k_gqa }, 0);
-        block.wv = create_tensor(tn(LLM_TENSOR_ATTN_V, "weight", ib), { n_embd, n_embd_v_gqa }, 0);
-        block.wo = create_tensor(tn(LLM_TENSOR_ATTN_OUT, "weight", ib), { n_embd_head_v * n_head, n_embd }, 0);
+        block.wq        = create_tensor(tn(LLM_TENSOR_ATTN_Q, "weight", ib), { n_embd, n_embd_head_k * n_head }, 0);
+        block.wk        = create_tensor(tn(LLM_TENSOR_ATTN_K, "weight", ib), { n_embd, n_embd_k_gqa }, 0);
+        block.wv        = create_tensor(tn(LLM_TENSOR_ATTN_V, "weight", ib), { n_embd, n_embd_v_gqa }, 0);
+        block.wo        = create_tensor(tn(LLM_TENSOR_ATTN_OUT, "weight", ib), { n_embd_head_v * n_head, n_embd }, 0);
 
         block.ffn_norm = create_tensor(tn(LLM_TENSOR_FFN_NORM, "weight", ib), { n_embd }, 0);
         block.ffn_gate = create_tensor(tn(LLM_TENSOR_FFN_GATE, "weight", ib), { n_embd, n_ff }, 0);

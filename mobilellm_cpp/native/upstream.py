@@ -60,7 +60,13 @@ def download() -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as tmp:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--no-binary", "llama-cpp-python", "--dest", tmp, f"llama-cpp-python=={version}"]
+        command += [
+            "--no-binary",
+            "llama-cpp-python",
+            "--dest",
+            tmp,
+            f"llama-cpp-python=={version}",
+        ]
         # pip asks the sdist for its metadata; that must not configure a build.
         env = {**os.environ, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"}
         done = subprocess.run(command, capture_output=True, text=True, env=env)
@@ -68,8 +74,8 @@ def download() -> Path:
         if done.returncode != 0 or not fetched.exists():
             reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
             raise UpstreamError(
-                f"llama-cpp-python {version} could not be downloaded ({reason}): check the network, "
-                f"or give an unpacked llama.cpp with CMAKE_ARGS=-DLLAMA_CPP_DIR=DIR"
+                f"llama-cpp-python {version} could not be downloaded ({reason}): check the "
+                f"network, or give an unpacked llama.cpp with CMAKE_ARGS=-DLLAMA_CPP_DIR=DIR"
             )
         if (got := sha256_of(fetched)) != sha256:
             raise UpstreamError(

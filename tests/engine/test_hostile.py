@@ -55,7 +55,7 @@ def outcomes(paths: list[Path]) -> dict[str, str]:
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def model(request, tmp_path_factory):
-    """(architecture, GGUF file): 2 stored blocks, 64 wide, 4 heads of 16, 2 KV heads, 512 tokens."""
+    """(architecture, GGUF file): 2 blocks, 64 wide, 4 heads of 16, 2 KV heads, 512 tokens."""
     folder = tmp_path_factory.mktemp("hostile")
     make_checkpoint(folder / "c", dtype="f32", sharing=request.param == "mobilellm")
     convert_checkpoint(folder / "c", folder / "good.gguf", type="f32")
@@ -132,7 +132,7 @@ METADATA = [
     ("tokenizer.ggml.eos_token_id", (2**32 - 1, U32), "runs"),
     ("tokenizer.chat_template", ("{% for", STRING), "chat_template"),
     ("tokenizer.chat_template", ("{{ 1 // 0 }}", STRING), "the chat template of this file fails"),
-    ("tokenizer.chat_template", ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", STRING), "fails"),
+    ("tokenizer.chat_template", ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", STRING), "fail"),
     ("tokenizer.chat_template", ("", STRING), None),
 ]  # fmt: skip
 

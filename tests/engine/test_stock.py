@@ -113,7 +113,7 @@ def tokenizers(tmp_path_factory):
 
 NASTY = [
     "", " ", "   ", "a", " a", "  a  b   c  ", "\t", "a\tb", "\n", "\r\n", "a\n\n\nb", "\0", "a\0b",
-    "😀", "👩‍👩‍👧‍👦 family", "é", "e\u0301", "\u2581", "a\u2581b", "\ufeffbom", "\u200b", "ｆｕｌｌ",
+    "😀", "👩‍👧 family", "é", "e\u0301", "\u2581", "a\u2581b", "\ufeffbom", "\u200b", "ｆｕｌｌ",
     "<s>", "</s>", "<unk>", "<0x41>", "[INST]", "你好，世界", "שלום", "ไทย", "0123456789", "1.5e-3",
     "x" * 1000, " " * 1000, "ab " * 300, "\U0010ffff", "İ", "ﬁ", "don't", "a,b;c:d", "CamelCase",
 ]  # fmt: skip
@@ -159,14 +159,13 @@ def rss():
 start = rss()
 llm = MobileLLM(json.loads(sys.argv[1]), n_ctx=64, n_batch=8, use_mmap=False, n_threads=1)
 llm.eval([1])
-per_token = llm._model.n_embd()
 print(json.dumps(rss() - start))
 """
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
 def test_sharing_costs_no_memory(tmp_path):
-    """At the shape of MobileLLM-125M: file within 1 %, memory loaded (a context of 64) within 5 %."""
+    """At the shape of MobileLLM-125M: file within 1 %, memory once loaded within 5 %."""
     from checkpoints import PUBLISHED
 
     checkpoint = make_checkpoint(tmp_path / "c", **PUBLISHED["125M"], dtype="bf16")
@@ -180,5 +179,6 @@ def test_sharing_costs_no_memory(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout)
 
-    n_kv = 64 * 30 * 3 * 64 * 2 * 2  # the 30 further KV caches: positions, layers, heads, size, K+V, f16
+    # the 30 further KV caches: positions, layers, heads, head size, K and V, f16
+    n_kv = 64 * 30 * 3 * 64 * 2 * 2
     assert loaded(shared) - n_kv < 1.05 * loaded(base)
