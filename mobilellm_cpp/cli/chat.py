@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ModelError
-from .common import Context, OptionalModel, Seed, Temperature, Threads, Type
+from .common import Context, OptionalModel, Seed, Threads, Type
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
@@ -20,7 +20,10 @@ def chat(
     n: Annotated[
         int, typer.Option("-n", "--tokens", min=1, help="Tokens an answer at most.")
     ] = 512,
-    temperature: Temperature = 0.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="By default 0.8; 0, the likeliest token, for the demo model."),
+    ] = None,
     seed: Seed = None,
     type: Type = None,
     ctx: Context = 0,
@@ -30,6 +33,8 @@ def chat(
     from ..chat import Conversation
     from .common import load
 
+    if temperature is None:
+        temperature = 0.0 if model is None else 0.8
     llm = load(model, type, n_ctx=ctx, n_threads=threads)
     conversation = Conversation(llm, system, n, temperature=temperature, seed=seed)
     for text in _questions(conversation):

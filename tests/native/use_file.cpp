@@ -1,0 +1,98 @@
+// Loads each file given, tokenizes, and decodes a few tokens in two sequences: what `make sanitize` runs under
+// AddressSanitizer and UndefinedBehaviorSanitizer. Prints a JSON line [file, outcome] for each.
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "guard.h"
+
+namespace {
+
+std::string quoted(const std::string & text) {
+    std::string out = "\"";
+    for (const char c : text) {
+        if (c == '"' || c == '\\') {
+            out += '\\';
+        }
+        out += c == '\n' || c < 0 ? ' ' : c;
+    }
+    return out + "\"";
+}
+
+std::string reason() {
+    return mobilellm_guard_reason();
+}
+
+bool decode(llama_context * ctx, const std::vector<llama_token> & tokens, int first_position) {
+    llama_batch batch = llama_batch_init(2 * int(tokens.size()), 0, 1);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        for (int sequence = 0; sequence < 2; ++sequence) {
+            const int n        = batch.n_tokens++;
+            batch.token[n]     = tokens[i];
+            batch.pos[n]       = first_position + int(i);
+            batch.n_seq_id[n]  = 1;
+            batch.seq_id[n][0] = sequence;
+            batch.logits[n]    = true;
+        }
+    }
+    const bool done = llama_decode(ctx, batch) == 0;
+    llama_batch_free(batch);
+    return done;
+}
+
+std::string use(const char * path) {
+    if (mobilellm_context_length(path) < 0) {
+        return reason();
+    }
+    mobilellm_guard_begin();
+    llama_model_params model_params = llama_model_default_params();
+    llama_model *      model        = llama_model_load_from_file(path, model_params);
+    llama_context *    ctx          = nullptr;
+    if (model) {
+        llama_context_params params = llama_context_default_params();
+        params.n_ctx                = 64;
+        params.n_batch              = 32;
+        params.n_seq_max            = 2;
+        params.n_threads            = 2;
+        params.n_threads_batch      = 2;
+        params.embeddings           = true;
+        ctx                         = llama_init_from_model(model, params);
+    }
+    mobilellm_guard_end();
+
+    std::string outcome = "runs";
+    if (!ctx) {
+        outcome = reason();
+    } else {
+        const llama_vocab *      vocab = llama_model_get_vocab(model);
+        const std::string        text  = "hello \xF0\x9F\x98\x80 <s>";
+        std::vector<llama_token> tokens(text.size() + 2);
+        const int                n =
+            mobilellm_tokenize(vocab, text.data(), int(text.size()), tokens.data(), int(tokens.size()), true, true);
+        if (n <= 0) {
+            outcome = "not tokenized: " + reason();
+        } else {
+            tokens.resize(n);
+            if (!decode(ctx, tokens, 0) || !decode(ctx, { tokens[0] }, n)) {
+                outcome = "not decoded";
+            }
+        }
+    }
+    llama_free(ctx);
+    llama_model_free(model);
+    return outcome;
+}
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    llama_backend_init();
+    for (int i = 1; i < argc; ++i) {
+        const std::string outcome = use(argv[i]);
+        std::printf("[%s, %s]\n", quoted(argv[i]).c_str(), quoted(outcome).c_str());
+        std::fflush(stdout);
+    }
+    llama_backend_free();
+    return 0;
+}
