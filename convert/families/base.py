@@ -62,6 +62,9 @@ def build(
 
     if schedule is None and config.flag("layer_sharing"):
         schedule = "immediate"
+        if 2 * blocks > MAX_LAYERS:
+            rule = f"must be at most {MAX_LAYERS // 2} with layer_sharing"
+            raise config.refusal("num_hidden_layers", rule, blocks)
     order = tuple(range(blocks)) if schedule is None else parse_schedule(schedule, blocks)
     shared = order != tuple(range(blocks))
 

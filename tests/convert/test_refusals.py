@@ -117,6 +117,12 @@ def test_odd_head_dim(tmp_path: Path, untouched: Path) -> None:
     assert "head_dim must be even" in refusal(folder, untouched)
 
 
+def test_too_many_shared_layers(tmp_path: Path, untouched: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", sharing=True, num_hidden_layers=257)
+    message = refusal(folder, untouched)
+    assert "config.json: num_hidden_layers must be at most 256 with layer_sharing" in message
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "null", '"a"', "\xff\xfe", "[" * 100000])
 def test_broken_config(text: str | None, tmp_path: Path, untouched: Path) -> None:
     folder = make_checkpoint(tmp_path / "m")
