@@ -36,6 +36,11 @@ def read_tokenizer(
 
     scores = [pieces.get_score(i) for i in range(count)]
     types = [_piece_type(pieces, i) for i in range(count)]
+    # BPE pieces have their rank as score, those of a unigram model logarithms
+    if any(t == NORMAL and not s.is_integer() for t, s in zip(types, scores, strict=True)):
+        raise CheckpointError(
+            f"{folder / 'tokenizer.model'} is no BPE model: llama.cpp would split texts otherwise."
+        )
     tokens += [f"[PAD{i}]".encode() for i in range(count, vocab_size)]
     scores += [PADDING_SCORE] * (vocab_size - count)
     types += [UNUSED] * (vocab_size - count)

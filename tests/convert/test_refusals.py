@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint, tokenizer_model
+import sentencepiece
+from checkpoints import make_checkpoint, sentences, tokenizer_model
 from mobilellm_cpp.convert import convert_checkpoint
 
 from mobilellm_cpp.errors import CheckpointError
@@ -408,6 +409,20 @@ def test_damaged_tokenizer(damage: str, tmp_path: Path, untouched: Path) -> None
     }
     path.write_bytes(contents[damage])
     assert str(path) in refusal(folder, untouched)
+
+
+def test_unigram_model(tmp_path: Path, untouched: Path) -> None:
+    """llama.cpp would merge its pieces as those of a BPE model."""
+    folder = make_checkpoint(tmp_path / "m")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences()),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="unigram",
+        vocab_size=300,
+        minloglevel=2,
+    )
+    message = refusal(folder, untouched)
+    assert str(folder / "tokenizer.model") in message and "BPE" in message
 
 
 @pytest.mark.parametrize(
