@@ -35,6 +35,9 @@ lint: .venv/tests-installed
 	touch $@
 
 .venv/installed: .venv/created $(SOURCES)
+	@command -v $(or $(CXX),c++) >/dev/null || \
+	    { echo 'mobilellm-cpp: no C++ compiler found; install one (Debian, Ubuntu: apt install g++)'; exit 1; }
+	@$(if $(findstring LLAMA_CPP_DIR,$(CMAKE_ARGS)),,$(BIN)/python $(UPSTREAM) fetch >/dev/null)
 	@echo 'Building mobilellm-cpp: the first time takes a few minutes.'
 	$(INSTALL) .
 	touch $@

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +19,22 @@ OptionalModel = Annotated[
         show_default=False,
     ),
 ]
+
+
+class WeightType(str, Enum):
+    """What `--type` takes."""
+
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+
+
 Type = Annotated[
-    str | None,
+    WeightType | None,
     typer.Option(
-        help="Weight type when a checkpoint is converted: f32, f16, bf16, q8_0 or q4_0.",
+        help="Weights of a checkpoint that is converted for this; by default q4_0.",
         show_default=False,
     ),
 ]
@@ -61,15 +74,15 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
             bar.stop()
 
 
-def resolve(model: str | None, type: str | None) -> Path:
+def resolve(model: str | None, type: WeightType | None) -> Path:
     """The GGUF file of a MODEL argument, converted with a progress bar if need be."""
     from ..cache import resolve as resolve_model
 
     with progress_bar() as progress:
-        return resolve_model(model, type, progress)
+        return resolve_model(model, type.value if type else None, progress)
 
 
-def load(model: str | None, type: str | None, **arguments: Any) -> Any:
+def load(model: str | None, type: WeightType | None, **arguments: Any) -> Any:
     """MobileLLM for a MODEL argument."""
     path = resolve(model, type)
     from ..model import MobileLLM

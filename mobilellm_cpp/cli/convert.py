@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .common import WeightType, progress_bar
+
 
 def convert(
     source: Annotated[str, typer.Argument(help="A checkpoint folder or a hub id.")],
@@ -13,7 +15,7 @@ def convert(
         Path | None,
         typer.Option("-o", "--out", help="The file to write; by default NAME-TYPE.gguf here."),
     ] = None,
-    type: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0 or q4_0.")] = "f16",
+    type: Annotated[WeightType, typer.Option(help="Type of the weights.")] = WeightType.f16,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -25,11 +27,10 @@ def convert(
 ) -> None:
     """Convert a MobileLLM checkpoint to a GGUF file."""
     from ..convert import convert_checkpoint
-    from .common import progress_bar
 
     with progress_bar() as progress:
         report = convert_checkpoint(
-            source, out, type=type, schedule=schedule, revision=revision, progress=progress
+            source, out, type=type.value, schedule=schedule, revision=revision, progress=progress
         )
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -92,6 +92,7 @@ def test_wrong_usage_is_exit_code_2(place):
     assert run(place, "convert").returncode == 2
     assert run(place, "nonsense").returncode == 2
     assert run(place, "generate", "tiny", "-n", "0").returncode == 2
+    assert run(place, "convert", "tiny", "--type", "q9_9").returncode == 2
     assert run(place).returncode == 2  # no arguments: the help
 
 

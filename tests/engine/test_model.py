@@ -158,7 +158,7 @@ def test_conversion_is_cached_by_content(folder, tmp_path, monkeypatch):
     written = path.stat().st_mtime_ns
     assert MobileLLM.from_checkpoint(checkpoint, n_threads=1).model_path == first.model_path
     assert path.stat().st_mtime_ns == written
-    make_checkpoint(checkpoint, sharing=True, seed=5)
+    make_checkpoint(checkpoint, sharing=True, seed=5)  # the same names and sizes
     second = MobileLLM.from_checkpoint(checkpoint, n_threads=1)
     assert second.model_path != first.model_path
     assert not np.array_equal(second.logits([1, 5]), first.logits([1, 5]))
