@@ -3,12 +3,9 @@
 import dataclasses
 import os
 from collections import Counter
-from typing import Any
-
-import gguf
 
 from .errors import ModelError
-from .library import context_length
+from .gguf_file import GGUFFile, open_gguf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,61 +52,53 @@ def sharing_words(schedule: list[int], stored: int) -> str:
 
 
 def describe(path: str | os.PathLike[str]) -> Description:
-    """Reads metadata and tensor list of a GGUF file, not its weights. Raises ModelError."""
-    file = os.fspath(path)
-    if not os.path.isfile(file):
-        raise ModelError(f"{file}: no such file")
-    context = context_length(file)  # the strict parser first: gguf-py trusts counts
-    try:
-        return _describe(file, context)
-    except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise ModelError(f"{file}: its metadata cannot be understood ({error})") from error
+    """Reads metadata and tensor list of a model file, not its weights. Raises ModelError."""
+    with open_gguf(path) as file:
+        try:
+            return _describe(os.fspath(path), file)
+        except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+            raise ModelError(
+                f"{os.fspath(path)}: no language model that we know: {error}"
+            ) from error
 
 
-def _describe(path: str, context: int) -> Description:
-    reader = gguf.GGUFReader(path)
+def _describe(path: str, file: GGUFFile) -> Description:
+    arch = file.get("general.architecture")
 
-    def value(key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        if field is None:
-            if default is None:
-                raise KeyError(f"{key} is missing")
-            return default
-        return field.contents()
+    def number(key: str, default: int | None = None) -> int:
+        value = file.get(f"{arch}.{key}", default)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{arch}.{key} is {'missing' if value is None else value}")
+        return value
 
-    arch = value("general.architecture")
-    stored = value(f"{arch}.block_count")
-    schedule = value(f"{arch}.block_schedule", list(range(stored)))
-    heads = value(f"{arch}.attention.head_count")
-    kv_heads = value(f"{arch}.attention.head_count_kv", heads)
-    hidden = value(f"{arch}.embedding_length")
-    head_size = value(f"{arch}.attention.key_length", hidden // heads)
-    tokens = reader.get_field("tokenizer.ggml.tokens")
-
-    types: Counter[str] = Counter()
-    for tensor in reader.tensors:
-        types[tensor.tensor_type.name] += 1
-    parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    stored = number("block_count")
+    schedule = file.get(f"{arch}.block_schedule", list(range(stored)))
+    heads = number("attention.head_count")
+    kv_heads = number("attention.head_count_kv", heads)
+    hidden = number("embedding_length")
+    head_size = number("attention.key_length", hidden // heads)
+    tensors = file.tensors()
+    parameters = sum(tensor.n_elements for tensor in tensors)
     return Description(
         path=path,
         architecture=arch,
-        name=value("general.name", ""),
+        name=file.get("general.name", ""),
         size=os.path.getsize(path),
         parameters=parameters,
-        bits_per_weight=8 * sum(int(t.n_bytes) for t in reader.tensors) / parameters,
+        bits_per_weight=8 * sum(tensor.n_bytes for tensor in tensors) / parameters,
         blocks_stored=stored,
         layers_executed=len(schedule),
         schedule=schedule,
         sharing=sharing_words(schedule, stored),
         hidden_size=hidden,
-        ffn_size=value(f"{arch}.feed_forward_length"),
+        ffn_size=number("feed_forward_length"),
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
-        context=context,
-        vocabulary=len(tokens.data) if tokens else 0,
-        tied_head=all(tensor.name != "output.weight" for tensor in reader.tensors),
-        tensor_types=dict(types),
+        context=number("context_length"),
+        vocabulary=file.get("tokenizer.ggml.tokens", 0),
+        tied_head=all(tensor.name != "output.weight" for tensor in tensors),
+        tensor_types=dict(Counter(tensor.type for tensor in tensors)),
         kv_bytes_per_token=len(schedule) * kv_heads * head_size * 2 * 2,
-        chat_template=reader.get_field("tokenizer.chat_template") is not None,
+        chat_template=file.get("tokenizer.chat_template") is not None,
     )

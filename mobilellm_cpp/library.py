@@ -55,17 +55,15 @@ def _load() -> Any:
 
 
 llama_cpp = _load()
-_lib = llama_cpp.llama_cpp._lib
-_lib.mobilellm_guard_begin.argtypes = []
-_lib.mobilellm_guard_begin.restype = None
-_lib.mobilellm_guard_end.argtypes = []
-_lib.mobilellm_guard_end.restype = None
-_lib.mobilellm_guard_reason.argtypes = []
-_lib.mobilellm_guard_reason.restype = ctypes.c_char_p
-_lib.mobilellm_tokenize.argtypes = llama_cpp.llama_cpp.llama_tokenize.argtypes
-_lib.mobilellm_tokenize.restype = ctypes.c_int32
-_lib.mobilellm_context_length.argtypes = [ctypes.c_char_p]
-_lib.mobilellm_context_length.restype = ctypes.c_int64
+lib = llama_cpp.llama_cpp._lib
+lib.mobilellm_guard_begin.argtypes = []
+lib.mobilellm_guard_begin.restype = None
+lib.mobilellm_guard_end.argtypes = []
+lib.mobilellm_guard_end.restype = None
+lib.mobilellm_guard_reason.argtypes = []
+lib.mobilellm_guard_reason.restype = ctypes.c_char_p
+lib.mobilellm_tokenize.argtypes = llama_cpp.llama_cpp.llama_tokenize.argtypes
+lib.mobilellm_tokenize.restype = ctypes.c_int32
 
 # What upstream puts before the reason itself.
 _PREFIX = re.compile(
@@ -73,9 +71,9 @@ _PREFIX = re.compile(
 )
 
 
-def _reason() -> str:
+def reason() -> str:
     """The first thing that went wrong under guard, without upstream's function names."""
-    text = _lib.mobilellm_guard_reason().decode("utf-8", "replace")
+    text = lib.mobilellm_guard_reason().decode("utf-8", "replace")
     first = next((line for line in text.splitlines() if line.strip()), "")
     first = re.sub(r"\S*/(?=[\w.-]+:\d+: )", "", first)  # the folder in which ggml was built
     return _PREFIX.sub("", first, count=1).strip()
@@ -85,15 +83,15 @@ def _reason() -> str:
 def guard(what: str) -> Iterator[None]:
     """Turns an abort or a failed load inside llama.cpp on this thread into a ModelError that says
     what: reason. Errors are kept for that sentence and not printed."""
-    _lib.mobilellm_guard_begin()
+    lib.mobilellm_guard_begin()
     try:
         yield
     except ModelError:
         raise
     except Exception as error:  # whatever llama-cpp-python makes of it
-        raise ModelError(f"{what}: {_reason() or error}") from error
+        raise ModelError(f"{what}: {reason() or error}") from error
     finally:
-        _lib.mobilellm_guard_end()
+        lib.mobilellm_guard_end()
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
@@ -112,20 +110,11 @@ def tokenize(vocab: Any, text: bytes, add_special: bool, parse_special: bool) ->
     capacity = len(text) + 2
     while True:
         tokens = (ctypes.c_int32 * capacity)()
-        n = _lib.mobilellm_tokenize(
+        n = lib.mobilellm_tokenize(
             vocab, text, len(text), tokens, capacity, add_special, parse_special
         )
         if n == -(2**31):
-            raise ModelError(f"the vocabulary of this file cannot spell the text ({_reason()})")
+            raise ModelError(f"the vocabulary of this file cannot spell the text ({reason()})")
         if n >= 0:
             return tokens[:n]
         capacity = -n
-
-
-def context_length(path: str) -> int:
-    """The context in tokens that a GGUF file was trained for; 0 when it does not say. Raises
-    ModelError when the file cannot be parsed as GGUF."""
-    n_ctx = int(_lib.mobilellm_context_length(os.fsencode(path)))
-    if n_ctx < 0:
-        raise ModelError(f"{path}: {_reason() or 'not a GGUF file'}")
-    return n_ctx

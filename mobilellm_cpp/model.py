@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ModelError
-from .library import context_length, guard, llama_cpp, tokenize
+from .gguf_file import context_length
+from .library import guard, llama_cpp, tokenize
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -63,8 +64,6 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
     ) -> None:
         self._stack = contextlib.ExitStack()  # what Llama.__del__ closes, should we stop early
         path = os.fspath(model_path)
-        if not os.path.isfile(path):
-            raise ModelError(f"{path}: no such file")
         threads = n_threads or _physical_cores()
         kwargs.setdefault("n_threads_batch", threads)
         if flash_attn is None:

@@ -3,9 +3,7 @@
 
 #include "guard.h"
 
-#include "ggml-cpp.h"
 #include "ggml.h"
-#include "gguf.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -37,15 +35,6 @@ void keep_errors(ggml_log_level level, const char * text, void *) {
     if (outer_log && depth == 0) {
         outer_log(level, text, outer_log_data);
     }
-}
-
-int64_t context_length(const gguf_context * file) {
-    const int64_t arch = gguf_find_key(file, "general.architecture");
-    if (arch < 0 || gguf_get_kv_type(file, arch) != GGUF_TYPE_STRING) {
-        return 0;
-    }
-    const int64_t key = gguf_find_key(file, (std::string(gguf_get_val_str(file, arch)) + ".context_length").c_str());
-    return key < 0 || gguf_get_kv_type(file, key) != GGUF_TYPE_UINT32 ? 0 : int64_t(gguf_get_val_u32(file, key));
 }
 
 }  // namespace
@@ -88,17 +77,14 @@ int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t
     return n;
 }
 
-int64_t mobilellm_context_length(const char * path) {
+gguf_context * mobilellm_gguf_open(const char * path) {
     mobilellm_guard_begin();
-    int64_t n_ctx = -1;
+    gguf_context * file = nullptr;
     try {
-        const gguf_context_ptr file(gguf_init_from_file(path, { /*no_alloc*/ true, /*ctx*/ nullptr }));
-        if (file) {
-            n_ctx = context_length(file.get());
-        }
+        file = gguf_init_from_file(path, { /*no_alloc*/ true, /*ctx*/ nullptr });
     } catch (const std::exception & error) {
         reason = error.what();
     }
     mobilellm_guard_end();
-    return n_ctx;
+    return file;
 }

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "gguf.h"
 #include "llama.h"
 
 extern "C" {
@@ -18,8 +19,7 @@ LLAMA_API const char * mobilellm_guard_reason();
 LLAMA_API int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
                                      int32_t capacity, bool add_special, bool parse_special);
 
-// What the file says as `<architecture>.context_length`; 0 when it does not say, -1 when it is no GGUF file
-// that upstream's parser takes (with a reason).
-LLAMA_API int64_t mobilellm_context_length(const char * path);
+// gguf_init_from_file without the tensors' data; NULL, with a reason, for what its parser does not take.
+LLAMA_API gguf_context * mobilellm_gguf_open(const char * path);
 
 }  // extern "C"

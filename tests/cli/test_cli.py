@@ -107,7 +107,7 @@ def test_inspect_in_words(place):
     # 2 blocks x 2 KV heads of 16 x K and V x 2 bytes
     assert base["kv_bytes_per_token"] == 2 * 2 * 16 * 2 * 2
     assert shared["kv_bytes_per_token"] == 2 * base["kv_bytes_per_token"]
-    assert shared["tensor_types"] == {"F16": 15, "F32": 5}
+    assert shared["tensor_types"] == {"f16": 15, "f32": 5}
     assert f"{shared['kv_bytes_per_token']:,} bytes a token" in words
 
 

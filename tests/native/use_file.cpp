@@ -42,9 +42,11 @@ bool decode(llama_context * ctx, const std::vector<llama_token> & tokens, int fi
 }
 
 std::string use(const char * path) {
-    if (mobilellm_context_length(path) < 0) {
+    gguf_context * file = mobilellm_gguf_open(path);
+    if (!file) {
         return reason();
     }
+    gguf_free(file);
     mobilellm_guard_begin();
     llama_model_params model_params = llama_model_default_params();
     llama_model *      model        = llama_model_load_from_file(path, model_params);
