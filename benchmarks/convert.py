@@ -24,12 +24,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from checkpoints import PUBLISHED, make_checkpoint  # noqa: E402
 
-# Each worker prints: seconds after imports, processor seconds of these (on all cores, which other
-# programs on the machine disturb less), peak RSS and peak anonymous memory in MB. A tiny
+# Each worker prints: seconds after imports, the same until the output is on the disk (ours waits for
+# that, llama.cpp's converter does not), processor seconds of the former (on all cores; other
+# programs on the machine disturb them less), peak RSS and peak anonymous memory in MB. A tiny
 # checkpoint is converted first, so that all that is imported late is there. The peak of anonymous
 # memory is sampled every 2 ms, less what was there after that.
 SAMPLER = """
-import json, resource, sys, threading, time
+import json, os, resource, sys, threading, time
 source, out, kind, tiny = sys.argv[1:5]
 def memory(key):
     with open("/proc/self/status") as file:
@@ -45,7 +46,10 @@ def processor():
     return usage.ru_utime + usage.ru_stime
 def report():
     global running
-    seconds = [time.perf_counter() - start, processor() - used]
+    seconds = [time.perf_counter() - start, 0.0, processor() - used]
+    file = os.open(out, os.O_RDWR)
+    os.fsync(file)
+    seconds[1] = time.perf_counter() - start
     running = False
     sampler.join()
     print(json.dumps([*seconds, memory("VmHWM"), peak - base]))
@@ -65,7 +69,7 @@ convert_checkpoint(source, out, type=kind)
 report()
 """
 THEIRS = f"""{SAMPLER}
-import os, runpy
+import runpy
 script = sys.argv[5]
 sys.path.insert(0, os.path.dirname(script))
 convert = runpy.run_path(script)["main"]
@@ -77,12 +81,9 @@ convert()
 report()
 """
 COPY = f"""{SAMPLER}
-import os, shutil
+import shutil
 {START}
 shutil.copyfile(source, out)
-file = os.open(out, os.O_RDWR)
-os.fsync(file)
-os.close(file)
 report()
 """
 
@@ -99,10 +100,11 @@ def run(code: str, *arguments: object) -> dict[str, float]:
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"a converter failed:\n{done.stderr[-2000:]}")
-    after_imports, processor, rss, anonymous = json.loads(done.stdout.splitlines()[-1])
+    after_imports, on_disk, processor, rss, anonymous = json.loads(done.stdout.splitlines()[-1])
     return {
         "seconds": seconds,
         "seconds_after_imports": after_imports,
+        "seconds_until_on_disk": on_disk,
         "processor_seconds_after_imports": processor,
         "peak_rss_mb": rss,
         "peak_anonymous_mb": anonymous,
@@ -169,13 +171,14 @@ def main() -> None:
     columns = {
         "seconds": ("seconds", 2),
         "after imports": ("seconds_after_imports", 2),
+        "on disk": ("seconds_until_on_disk", 2),
         "processor": ("processor_seconds_after_imports", 2),
         "RSS MB": ("peak_rss_mb", 0),
         "anonymous MB": ("peak_anonymous_mb", 0),
     }
-    print(" " * 12 + "".join(f"{title:>15}" for title in columns))
+    print(" " * 12 + "".join(f"{title:>14}" for title in columns))
     for who, row in medians.items():
-        print(f"{who:12}" + "".join(f"{row[key]:15.{n}f}" for key, n in columns.values()))
+        print(f"{who:12}" + "".join(f"{row[key]:14.{n}f}" for key, n in columns.values()))
 
 
 if __name__ == "__main__":
