@@ -53,5 +53,6 @@ def main() -> None:
     except (MobileLLMError, OSError, MemoryError) as error:
         if debug:
             raise
-        print(f"mobilellm: {error or type(error).__name__}", file=sys.stderr)
+        sentence = str(error).rstrip(".") or type(error).__name__
+        print(f"mobilellm: {sentence}", file=sys.stderr)
         sys.exit(1)

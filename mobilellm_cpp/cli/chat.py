@@ -41,7 +41,7 @@ def chat(
         try:
             _say(conversation.answer(text))
         except ModelError as error:
-            print(f"mobilellm: {error}", file=sys.stderr)
+            print(f"mobilellm: {str(error).rstrip('.')}", file=sys.stderr)
 
 
 def _say(pieces: Iterator[str]) -> None:

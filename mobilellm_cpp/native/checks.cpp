@@ -14,7 +14,7 @@
 namespace {
 
 constexpr int64_t max_width   = 1 << 20;  // of any row; larger is a corrupt number, not a model
-constexpr int64_t max_context = 1 << 24;
+constexpr int64_t max_context = 1 << 28;
 
 [[noreturn]] void refuse(const std::string & sentence) {
     throw std::runtime_error(sentence);

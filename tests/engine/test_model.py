@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +189,15 @@ print(llama_cpp.llama_cpp._base_path, "LLAMA_CPP_LIB_PATH" in os.environ)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
     assert done.stdout.split() == [str(library.FOLDER), "False"]
+
+
+def test_python_started_in_the_source_folder_uses_the_installed_package():
+    script = (
+        "from mobilellm_cpp import MobileLLM, convert_checkpoint, library; print(library.FOLDER)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip() == str(library.FOLDER), done.stderr
 
 
 def test_a_conversation_outlives_its_context(folder):

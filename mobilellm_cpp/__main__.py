@@ -1,0 +1,5 @@
+"""`python -m mobilellm_cpp` is `mobilellm`."""
+
+from .cli import main
+
+main()
