@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from checkpoints import PUBLISHED, make_checkpoint  # noqa: E402
 
-# Each worker prints: seconds after imports, the same until the output is on the disk (ours waits for
-# that, llama.cpp's converter does not), processor seconds of the former (on all cores; other
+# Each worker prints: seconds after imports, the same until the output is on the disk (ours waits
+# for that, llama.cpp's converter does not), processor seconds of the former (on all cores; other
 # programs on the machine disturb them less), peak RSS and peak anonymous memory in MB. A tiny
 # checkpoint is converted first, so that all that is imported late is there. The peak of anonymous
 # memory is sampled every 2 ms, less what was there after that.

@@ -43,12 +43,14 @@ class Rounder(threading.local):
 
     def check(self, bits: Array, source: str, target: TensorType) -> None:
         """Raise NotRepresentable for the first NaN, infinity or value beyond the target's limit."""
-        magnitudes = self._buffer("magnitudes", bits.size, bits.dtype).reshape(bits.shape)
-        np.bitwise_and(bits, (1 << (8 * bits.itemsize - 1)) - 1, out=magnitudes)
         highest = INFINITY[source] - 1  # the largest finite magnitude
         if target.limit is not None:
             highest = min(highest, _limit_bits(target.limit, source))
-        if bits.size and int(magnitudes.max()) > highest:
+        # bits order magnitudes, from 0 for positive numbers and from the sign bit for negative ones
+        sign = 1 << (8 * bits.itemsize - 1)
+        signed = bits.view(np.int16 if bits.itemsize == 2 else np.int32)
+        if int(signed.max()) > highest or int(bits.max()) > sign + highest:
+            magnitudes = bits & (sign - 1)
             index = tuple(int(i) for i in np.argwhere(magnitudes > highest)[0])
             value = np.ascontiguousarray(bits[index]).reshape(1, 1)
             raise NotRepresentable(index, float(self.widen(value, source)[0, 0]))
