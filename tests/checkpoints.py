@@ -149,6 +149,17 @@ def make_checkpoint(
     return folder
 
 
+def executed(stored: Mapping[str, Any], schedule: list[int]) -> dict[str, Any]:
+    """The tensors of a model without sharing that holds every executed layer of a schedule."""
+    weights = {name: array for name, array in stored.items() if ".layers." not in name}
+    for layer, block in enumerate(schedule):
+        prefix = f"model.layers.{block}."
+        for name, array in stored.items():
+            if name.startswith(prefix):
+                weights[f"model.layers.{layer}.{name.removeprefix(prefix)}"] = array
+    return weights
+
+
 def tensor_shapes(
     layers: int, hidden: int, q_rows: int, kv_rows: int, ffn: int, vocab: int, tied: bool
 ) -> dict[str, tuple[int, ...]]:

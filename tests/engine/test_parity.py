@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from batches import decode
-from checkpoints import make_checkpoint
+from checkpoints import executed, make_checkpoint
 from safetensors.torch import load_file
 
 from mobilellm_cpp import MobileLLM, convert_checkpoint
@@ -49,13 +49,7 @@ def truth(folder: Path, schedule: list[int]) -> transformers.LlamaForCausalLM:
             tie_word_embeddings=True,
         )
     )
-    weights = {name: t for name, t in stored.items() if ".layers." not in name}
-    for layer, block in enumerate(schedule):
-        prefix = f"model.layers.{block}."
-        for name, tensor in stored.items():
-            if name.startswith(prefix):
-                weights[f"model.layers.{layer}.{name.removeprefix(prefix)}"] = tensor
-    missing, extra = model.load_state_dict(weights, strict=False)
+    missing, extra = model.load_state_dict(executed(stored, schedule), strict=False)
     assert missing == ["lm_head.weight"] and not extra  # tied
     return model.eval()
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import sentencepiece
-from checkpoints import make_checkpoint
+from checkpoints import executed, make_checkpoint
 from gguf import GGUFReader
 from peer import greedy, run_on
 from safetensors.numpy import load_file, save_file
@@ -28,13 +28,7 @@ SCHEDULES = {
 
 def written_out(checkpoint, folder, schedule):
     """A checkpoint without sharing that holds every executed layer."""
-    stored = load_file(checkpoint / "model.safetensors")
-    weights = {name: array for name, array in stored.items() if ".layers." not in name}
-    for layer, block in enumerate(schedule):
-        prefix = f"model.layers.{block}."
-        for name, array in stored.items():
-            if name.startswith(prefix):
-                weights[f"model.layers.{layer}.{name.removeprefix(prefix)}"] = array
+    weights = executed(load_file(checkpoint / "model.safetensors"), schedule)
     out = make_checkpoint(folder, **{**SHAPE, "layers": len(schedule)})
     save_file(weights, out / "model.safetensors")
     return out
