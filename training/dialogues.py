@@ -33,6 +33,9 @@ POLITE = ("thanks", "ok", "praise", "hello", "sorry")
 # How much more often than others an intent opens a topic: what lies outside the world is wide.
 WEIGHTS = {"unknown": 8.0, "unclear.person": 2.0, "unclear.thing": 2.0}
 
+# Weight in the loss of each of the first three tokens of an answer.
+OPENING = 4.0
+
 # Share of first wordings that are two bare keywords, as typed into a search box.
 KEYWORDS = 0.12
 
@@ -185,7 +188,8 @@ class Encoder:
         self.answers: dict[str, list[int]] = {}
 
     def document(self, turns: int) -> tuple[list[int], list[float]]:
-        """Return tokens and weights of one dialogue: 1 for answers, `prompt` for the rest."""
+        """Return tokens and weights of one dialogue: `prompt` for what is not an answer, 1 for
+        answers, and `OPENING` for their first tokens, which decide what the rest will be."""
         system = ""
         if self.speaker.rng.random() < 0.12:
             system = self.speaker.rng.choice(SYSTEM) + "\n"
@@ -197,7 +201,8 @@ class Encoder:
             asked = self.sp.encode(f"{system}User: {wording}\nAssistant:")
             answer = self.answers[intent.name]
             tokens += asked + answer
-            weights += [self.prompt] * len(asked) + [1.0] * len(answer)
+            weights += [self.prompt] * len(asked)
+            weights += [OPENING if i < 3 else 1.0 for i in range(len(answer))]
             system = ""
         return tokens, weights
 
