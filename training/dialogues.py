@@ -89,7 +89,7 @@ def roughen(text: str, rng: random.Random) -> str:
     if len(words) > 3 and rng.random() < 0.2:
         words = [w for w in words if w not in SMALL_WORDS or rng.random() < 0.6]
     content = [i for i, w in enumerate(words) if w not in STOP_WORDS and w not in QUESTION_WORDS]
-    if len(content) >= 4 and rng.random() < 0.25:
+    if len(content) >= 3 and rng.random() < 0.25:
         lost = rng.choice(content)
         if words[lost].islower():
             del words[lost]
@@ -106,7 +106,7 @@ def roughen(text: str, rng: random.Random) -> str:
     case = rng.random()
     if case < 0.3:
         text = text.lower()
-    elif case < 0.33:
+    elif case < 0.31:
         text = text.upper()
     else:
         text = text[0].upper() + text[1:]
