@@ -31,7 +31,8 @@ lint: .venv/tests-installed
 
 .venv/created:
 	$(PYTHON) -m venv .venv
-	$(PIP) 'pip>=24' 'scikit-build-core>=0.11' 'cmake>=3.21' ninja
+	@$(PIP) 'pip>=24' 'scikit-build-core>=0.11' 'cmake>=3.21' ninja || \
+	    { echo 'mobilellm-cpp: pip could not install the build tools; check the network'; exit 1; }
 	touch $@
 
 .venv/installed: .venv/created $(SOURCES)

@@ -1,5 +1,6 @@
 """Checkpoints of the MobileLLM family become GGUF files."""
 
-from .conversion import ConversionReport, checkpoint_fingerprint, convert_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
+from .conversion import ConversionReport, convert_checkpoint
 
-__all__ = ["ConversionReport", "checkpoint_fingerprint", "convert_checkpoint"]
+__all__ = ["Checkpoint", "ConversionReport", "convert_checkpoint", "open_checkpoint"]

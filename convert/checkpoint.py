@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 from mobilellm_cpp.errors import CheckpointError
@@ -32,6 +31,9 @@ class Checkpoint:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
         self.name = name
+        for path in (folder / file for file in ("config.json", *WEIGHTS, *TOKENIZER_FILES)):
+            if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+                raise CheckpointError(f"{path} is no ordinary file.")
         self.config = Config(folder / "config.json")
         self.weights = weight_files(folder)
 
@@ -87,7 +89,7 @@ def _shards(index: Path) -> dict[Path, set[str] | None]:
         path = index.parent / file
         if path not in shards and not _stays_inside(index.parent, path):
             raise CheckpointError(f"{puts}, a link that leaves this folder.")
-        if not path.exists():
+        if not path.is_file():
             raise CheckpointError(f"{puts}, and {path} is missing.")
         names = shards.setdefault(path, set())
         if names is not None:
@@ -117,10 +119,8 @@ def _check_shard(path: Path, found: set[str], expected: set[str]) -> None:
         )
 
 
-def open_checkpoint(
-    source: str | Path, revision: str | None, download: Callable[[str, str | None], Path]
-) -> Checkpoint:
-    """The checkpoint in a local folder, or else one fetched by its hub id with `download`."""
+def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
+    """The checkpoint in a local folder, or else one fetched by its hub id."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return Checkpoint(folder, folder.resolve().name)
@@ -129,4 +129,6 @@ def open_checkpoint(
     text = str(source)
     if isinstance(source, Path) or text.count("/") != 1 or text.startswith(("/", ".", "~")):
         raise CheckpointError(f"{source} is neither a folder nor a hub id such as org/name.")
+    from .hub import download
+
     return Checkpoint(download(text, revision), text.rpartition("/")[2])

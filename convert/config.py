@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class Config:
 
     def check_number(self, name: str, value: Any, high: float) -> float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or math.isnan(value) or not 0 < value <= high:
+        if not is_number or not 0 < value <= high:  # a NaN compares false
             raise self.refusal(name, f"must be a number above 0 and at most {high:g}", value)
         return float(value)
 

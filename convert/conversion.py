@@ -19,7 +19,6 @@ from ..quant.types import OUTPUT_TYPES, TensorType
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import Model, Weight, build_model
 from .gguf_file import GGUFFile, check_output, string, u32
-from .hub import download
 from .tokenizer import read_tokenizer
 
 CHUNK = 1 << 18  # weights that one thread works on at a time: they stay in its cache
@@ -47,7 +46,7 @@ class ConversionReport:
 
 
 def convert_checkpoint(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     out: str | Path | None = None,
     *,
     type: str = "f16",
@@ -55,7 +54,7 @@ def convert_checkpoint(
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Write the checkpoint `source`, a folder or a hub id, as the GGUF file `out`.
+    """Write the checkpoint `source`, a folder, a hub id or an open one, as the GGUF file `out`.
 
     `type` is f32, f16, bf16, q8_0 or q4_0. `schedule` overrides the order in which the stored
     blocks are executed: immediate, repeat-all-over, reverse, "0,0,1,..." or block numbers.
@@ -66,7 +65,7 @@ def convert_checkpoint(
     if type not in OUTPUT_TYPES:
         raise CheckpointError(f"type must be one of {', '.join(OUTPUT_TYPES)}, not {type!r}.")
     try:
-        checkpoint = open_checkpoint(source, revision, download)
+        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
         path = Path(f"{checkpoint.name}-{type}.gguf" if out is None else out).expanduser()
         check_output(path, checkpoint.files)
         model = build_model(checkpoint.config, checkpoint.tensors, schedule)
@@ -96,14 +95,6 @@ def convert_checkpoint(
         tied=model.tied,
         notes=[*model.notes, *notes],
     )
-
-
-def checkpoint_fingerprint(source: str | Path, revision: str | None = None) -> str:
-    """A key that changes whenever the content of a file that a conversion reads does."""
-    try:
-        return open_checkpoint(source, revision, download).fingerprint()
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or source}: {error.strerror or error}.") from error
 
 
 def _metadata(

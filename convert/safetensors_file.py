@@ -110,7 +110,7 @@ def _parse_entry(place: str, entry: Any) -> tuple[str, tuple[int, ...], int, int
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in WIDTHS:
         raise CheckpointError(f"{place} has the unknown dtype {shown(dtype)}.")
-    if not isinstance(shape, list) or not whole_numbers(shape):
+    if not isinstance(shape, list) or not whole_numbers(shape) or len(shape) > 8:
         raise CheckpointError(f"{place} has the impossible shape {shown(shape)}.")
     if not isinstance(offsets, list) or not whole_numbers(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{place} has the impossible data_offsets {shown(offsets)}.")

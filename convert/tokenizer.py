@@ -172,8 +172,8 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """The template in tokenizer_config.json (of several the default one), or the file's."""
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        default = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = default[-1].get("template") if default else None
     if isinstance(template, str):
         return template
     path = folder / "chat_template.jinja"

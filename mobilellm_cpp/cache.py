@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
 from . import __version__
-from .convert import checkpoint_fingerprint, convert_checkpoint
+from .convert import Checkpoint, convert_checkpoint, open_checkpoint
 from .errors import ModelError
 
 DEMO = Path(__file__).resolve().parent / "demo"
@@ -33,27 +35,26 @@ def converted(
 
     The name holds a hash of the checkpoint's content, so a changed checkpoint is converted anew.
     """
-    folder = Path(source).expanduser()
-    name = folder.resolve().name if folder.is_dir() else str(source).rpartition("/")[2]
-    key = _folder_key(folder) if folder.is_dir() else _key(checkpoint_fingerprint(source, revision))
-    path = cache_folder() / f"{name}-{type}-{key}.gguf"
+    checkpoint = open_checkpoint(source, revision)
+    path = cache_folder() / f"{checkpoint.name}-{type}-{_content_key(checkpoint)}.gguf"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        convert_checkpoint(source, path, type=type, revision=revision, progress=progress)
+        convert_checkpoint(checkpoint, path, type=type, progress=progress)
     return path
 
 
-def _folder_key(folder: Path) -> str:
-    """The key of a folder's content. Hashing gigabytes takes seconds, so the key is remembered
+def _content_key(checkpoint: Checkpoint) -> str:
+    """The key of a checkpoint's content. Hashing gigabytes takes seconds, so the key is remembered
     under the sizes and times of the files."""
-    files = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
-    state = [(n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in sorted(files)]
-    memory = cache_folder() / f"{_key(f'{folder.resolve()} {state}')}.key"
-    if memory.exists():
-        return memory.read_text()
-    key = _key(checkpoint_fingerprint(folder))
+    states = [(str(path), path.stat()) for path in checkpoint.files]
+    state = [(p, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for p, s in states]
+    memory = cache_folder() / f"{_key(f'{checkpoint.folder.resolve()} {state}')}.key"
     memory.parent.mkdir(parents=True, exist_ok=True)
-    memory.write_text(key)
+    key = memory.read_text() if memory.exists() else ""
+    if not re.fullmatch("[0-9a-f]{20}", key):
+        key = _key(checkpoint.fingerprint())
+        with tempfile.NamedTemporaryFile("w", dir=memory.parent, delete=False) as file:
+            file.write(key)
+        os.replace(file.name, memory)
     return key
 
 
@@ -69,7 +70,9 @@ def resolve(model: str | None, type: str | None = None, progress: Progress | Non
         return converted(DEMO, type or "f16", progress=progress)
     path = Path(model)
     if path.is_file():
+        if type:
+            raise ModelError(f"{model}: is a file; a weight type is for checkpoints to convert")
         return path
-    if model.endswith(".gguf"):
-        raise ModelError(f"{model}: no such file")
+    if not model or (model.endswith(".gguf") and not path.exists()):
+        raise ModelError(f"{model or 'an empty name'}: no such file")
     return converted(model, type or "q4_0", progress=progress)

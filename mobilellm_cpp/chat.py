@@ -11,7 +11,7 @@ class Conversation:
     """What was said so far with one model.
 
     system: the instructions at the top, if any.
-    max_tokens: the longest answer; a quarter of the context at least is kept free for it.
+    max_tokens: the longest answer; room for it, at most a quarter of the context, is kept free.
     sampling: further arguments of MobileLLM.stream.
     """
 
@@ -45,16 +45,19 @@ class Conversation:
         self.turns = []
 
     def _fitting(self, turns: list[Message]) -> list[Message]:
-        """turns without the oldest ones, so that the prompt leaves room for an answer."""
+        """turns; when they leave too little room for an answer, the newest that fill at most half
+        of the context, so that the next questions find their beginning in the KV cache."""
         n_ctx = self.llm.n_ctx()
         room = min(self.max_tokens, n_ctx // 4)
-        while True:
-            n = len(self.llm.chat_tokens([*self.system, *turns]))
-            if n + room <= n_ctx:
-                return turns
-            if len(turns) == 1:
-                raise ModelError(
-                    f"this message makes a prompt of {n} tokens; with {room} kept for the answer, "
-                    f"the context holds {n_ctx}"
-                )
+        n = len(self.llm.chat_tokens([*self.system, *turns]))
+        if n + room <= n_ctx:
+            return turns
+        while n > n_ctx // 2 and len(turns) > 1:
             turns = turns[2:]
+            n = len(self.llm.chat_tokens([*self.system, *turns]))
+        if n + room > n_ctx:
+            raise ModelError(
+                f"this message makes a prompt of {n} tokens; with {room} kept for the answer, "
+                f"the context holds {n_ctx}"
+            )
+        return turns

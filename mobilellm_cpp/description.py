@@ -5,7 +5,7 @@ import os
 from collections import Counter
 
 from .errors import ModelError
-from .gguf_file import GGUFFile, open_gguf
+from .gguf_file import GGUFFile, block_schedule, kv_bytes_per_token, open_gguf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +67,20 @@ def _describe(path: str, file: GGUFFile) -> Description:
 
     def number(key: str, default: int | None = None) -> int:
         value = file.get(f"{arch}.{key}", default)
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{arch}.{key} is {'missing' if value is None else value}")
         return value
 
+    schedule = block_schedule(file)
     stored = number("block_count")
-    schedule = file.get(f"{arch}.block_schedule", list(range(stored)))
     heads = number("attention.head_count")
     kv_heads = number("attention.head_count_kv", heads)
     hidden = number("embedding_length")
     head_size = number("attention.key_length", hidden // heads)
     tensors = file.tensors()
     parameters = sum(tensor.n_elements for tensor in tensors)
+    if not parameters:
+        raise ValueError("it holds no weights")
     return Description(
         path=path,
         architecture=arch,
@@ -99,6 +101,6 @@ def _describe(path: str, file: GGUFFile) -> Description:
         vocabulary=file.get("tokenizer.ggml.tokens", 0),
         tied_head=all(tensor.name != "output.weight" for tensor in tensors),
         tensor_types=dict(Counter(tensor.type for tensor in tensors)),
-        kv_bytes_per_token=len(schedule) * kv_heads * head_size * 2 * 2,
+        kv_bytes_per_token=kv_bytes_per_token(file),
         chat_template=file.get("tokenizer.chat_template") is not None,
     )

@@ -29,6 +29,8 @@ _NUMBERS: dict[int, Any] = {
 }
 _STRING, _ARRAY = 8, 9
 
+MAX_LAYERS = 512  # of llama.cpp
+
 
 def _declare(name: str, result: Any, *arguments: Any) -> Any:
     function = getattr(lib, name)
@@ -118,8 +120,38 @@ def open_gguf(path: str | os.PathLike[str]) -> Iterator[GGUFFile]:
         _free(handle)
 
 
-def context_length(path: str | os.PathLike[str]) -> int:
+def block_schedule(file: GGUFFile) -> list[int]:
+    """The stored block of each executed layer. Raises ModelError for what no model can have."""
+    arch = file.get("general.architecture")
+    stored = file.get(f"{arch}.block_count", 0)
+    if not _is_count(stored) or stored > MAX_LAYERS:
+        raise ModelError(f"{arch}.block_count is {stored}, outside 1 to {MAX_LAYERS}")
+    schedule = file.get(f"{arch}.block_schedule", list(range(stored)))
+    sound = isinstance(schedule, list) and 0 < len(schedule) <= MAX_LAYERS
+    if not sound or not all(isinstance(b, int) and 0 <= b < stored for b in schedule):
+        raise ModelError(f"{arch}.block_schedule is no order of {stored} blocks")
+    return list(schedule)
+
+
+def context_length(file: GGUFFile) -> int:
     """The context in tokens that a model was trained for; 0 when its file does not say."""
-    with open_gguf(path) as file:
-        value = file.get(f"{file.get('general.architecture')}.context_length", 0)
-    return value if isinstance(value, int) and value > 0 else 0
+    value = file.get(f"{file.get('general.architecture')}.context_length")
+    return value if _is_count(value) else 0
+
+
+def kv_bytes_per_token(file: GGUFFile) -> int:
+    """K and V of all executed layers in f16; 0 for a file that is no plain transformer."""
+    arch = file.get("general.architecture")
+    heads = file.get(f"{arch}.attention.head_count")
+    kv_heads = file.get(f"{arch}.attention.head_count_kv", heads)
+    width = file.get(f"{arch}.embedding_length")
+    if not (_is_count(heads) and _is_count(kv_heads) and _is_count(width)):
+        return 0
+    head_size = file.get(f"{arch}.attention.key_length", width // heads)
+    if not _is_count(head_size):
+        return 0
+    return len(block_schedule(file)) * int(kv_heads) * int(head_size) * 2 * 2
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ def _foreign_libraries() -> list[str]:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return []
-    loaded = set(re.findall(r"/\S*/lib(?:llama|ggml)[\w.-]*\.so[\w.]*", maps))
+    loaded = set(
+        re.findall(r" (/.*/lib(?:llama|ggml)[\w.-]*\.so[\w.]*)(?: \(deleted\))?$", maps, re.M)
+    )
     return sorted(path for path in loaded if Path(path).parent != FOLDER)
 
 
@@ -51,12 +53,16 @@ def _load() -> Any:
             del os.environ["LLAMA_CPP_LIB_PATH"]
         else:
             os.environ["LLAMA_CPP_LIB_PATH"] = before
+    # It would point the process's stdout and stderr to /dev/null while loading, without a lock;
+    # what there is to silence goes through the log.
+    for module in (llama_cpp.llama, llama_cpp._internals):
+        setattr(module, "suppress_stdout_stderr", lambda disable=True: nullcontext())  # noqa: B010
     return llama_cpp
 
 
 llama_cpp = _load()
 lib = llama_cpp.llama_cpp._lib
-lib.mobilellm_guard_begin.argtypes = []
+lib.mobilellm_guard_begin.argtypes = [ctypes.c_bool]
 lib.mobilellm_guard_begin.restype = None
 lib.mobilellm_guard_end.argtypes = []
 lib.mobilellm_guard_end.restype = None
@@ -64,6 +70,8 @@ lib.mobilellm_guard_reason.argtypes = []
 lib.mobilellm_guard_reason.restype = ctypes.c_char_p
 lib.mobilellm_tokenize.argtypes = llama_cpp.llama_cpp.llama_tokenize.argtypes
 lib.mobilellm_tokenize.restype = ctypes.c_int32
+lib.mobilellm_decode.argtypes = llama_cpp.llama_cpp.llama_decode.argtypes
+lib.mobilellm_decode.restype = ctypes.c_int32
 
 # What upstream puts before the reason itself.
 _PREFIX = re.compile(
@@ -75,15 +83,16 @@ def reason() -> str:
     """The first thing that went wrong under guard, without upstream's function names."""
     text = lib.mobilellm_guard_reason().decode("utf-8", "replace")
     first = next((line for line in text.splitlines() if line.strip()), "")
+    first = " ".join(first.split())
     first = re.sub(r"\S*/(?=[\w.-]+:\d+: )", "", first)  # the folder in which ggml was built
     return _PREFIX.sub("", first, count=1).strip()
 
 
 @contextmanager
-def guard(what: str) -> Iterator[None]:
+def guard(what: str, verbose: bool = False) -> Iterator[None]:
     """Turns an abort or a failed load inside llama.cpp on this thread into a ModelError that says
-    what: reason. Errors are kept for that sentence and not printed."""
-    lib.mobilellm_guard_begin()
+    what: reason. Unless verbose, nothing is logged meanwhile."""
+    lib.mobilellm_guard_begin(not verbose)
     try:
         yield
     except ModelError:
@@ -92,6 +101,15 @@ def guard(what: str) -> Iterator[None]:
         raise ModelError(f"{what}: {reason() or error}") from error
     finally:
         lib.mobilellm_guard_end()
+
+
+def decode(context: Any, batch: Any) -> None:
+    """llama_decode that raises ModelError, with the reason, for what cannot be computed."""
+    result = lib.mobilellm_decode(context, batch)
+    if result == 1:
+        raise ModelError("the context is full")
+    if result != 0:
+        raise ModelError(f"the model cannot be run: {reason() or f'llama_decode says {result}'}")
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:

@@ -3,8 +3,8 @@
 import codecs
 import contextlib
 import ctypes
-import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ModelError
-from .gguf_file import context_length
-from .library import guard, llama_cpp, tokenize
+from .gguf_file import context_length, kv_bytes_per_token, open_gguf
+from .library import decode, guard, llama_cpp, tokenize
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -25,7 +25,8 @@ PLAIN_TEMPLATE = (
     "{% elif m['role'] == 'user' %}User: {{ m['content'] }}\nAssistant:"
     "{% else %} {{ m['content'] }}\n{% endif %}{% endfor %}"
 )
-PLAIN_STOP = ("\nUser:", "\nAssistant:")
+MAX_THREADS = 512  # of ggml
+PLAIN_STOP: tuple[str, ...] = ("\nUser:", "\nAssistant:")
 
 
 def _physical_cores() -> int:
@@ -38,6 +39,29 @@ def _physical_cores() -> int:
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         siblings.add(path.read_text().strip() if path.exists() else str(cpu))
     return len(siblings)
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    if not hasattr(os, "sysconf"):
+        return sys.maxsize
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; what no UTF-8 can say (undecodable bytes of a shell) is left to the tokenizer."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    sound = isinstance(messages, (list, tuple)) and all(
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+        for message in messages
+    )
+    if not messages or not sound:
+        raise ModelError('messages must be a list of {"role": ..., "content": ...}, at least one')
 
 
 class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no types
@@ -66,10 +90,32 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         path = os.fspath(model_path)
         threads = n_threads or _physical_cores()
         kwargs.setdefault("n_threads_batch", threads)
+        for name, value, low, high in [
+            ("n_ctx", n_ctx, 0, 1 << 28),
+            ("n_batch", kwargs.get("n_batch", 1), 1, 1 << 28),
+            ("n_threads", threads, 1, MAX_THREADS),
+            ("n_threads_batch", kwargs["n_threads_batch"], 1, MAX_THREADS),
+        ]:
+            if not low <= value <= high:
+                raise ModelError(f"{name} is {value}, outside {low} to {high}")
+        lora = kwargs.get("lora_path")
+        if lora is not None and not os.path.isfile(lora):
+            raise ModelError(f"{lora}: no such file")
+        if not kwargs.get("embedding"):  # else pooled outputs take the place of those of tokens
+            kwargs.setdefault("pooling_type", llama_cpp.LLAMA_POOLING_TYPE_NONE)
         if flash_attn is None:
             flash_attn = llama_cpp.GGML_TYPE_F32 not in (kwargs.get("type_k"), kwargs.get("type_v"))
-        self._context = n_ctx or min(context_length(path) or 512, 8192)
-        with guard(path):
+        needed = 0
+        with open_gguf(path) as file:
+            self._context = n_ctx or min(context_length(file) or 512, 8192)
+            with contextlib.suppress(ModelError):  # the loader says it better
+                needed = self._context * kv_bytes_per_token(file)
+        if needed > _memory():
+            raise ModelError(
+                f"{path}: a context of {self._context} tokens needs a KV cache of "
+                f"{needed / 2**30:.0f} GiB, more memory than this machine has"
+            )
+        with guard(path, verbose):
             super().__init__(
                 path,
                 n_ctx=self._context,
@@ -78,6 +124,7 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
                 verbose=verbose,
                 **kwargs,
             )
+        self._ctx.decode = lambda batch: decode(self.ctx, batch.batch)
         template = self.metadata.get("tokenizer.chat_template")
         self._stop = () if template else PLAIN_STOP
         self._template = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
@@ -120,12 +167,14 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
 
         Files without a template get plain `User:` and `Assistant:` lines.
         """
+        _check_messages(messages)
         try:
             prompt = self._template(messages=list(messages)).prompt
         except Exception as error:  # templates are programs of strangers
-            raise ModelError(f"the chat template of this file fails: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ModelError(f"the chat template of this file fails: {reason}") from error
         # the template writes bos itself when it wants one
-        tokens = self.tokenize(prompt.encode(), add_bos=False, special=True)
+        tokens = self.tokenize(_bytes(prompt), add_bos=False, special=True)
         bos = self.token_bos()
         if self._model.add_bos_token() and bos >= 0 and tokens[:1] != [bos]:
             tokens.insert(0, bos)
@@ -147,14 +196,18 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         """Yields the continuation of a text, or the answer to messages, in pieces as it is made.
 
         Ends at an end-of-text token, at a stop string (not yielded), after max_tokens, or where
-        the context is full. temperature 0 is greedy; the same seed gives the same text.
-        Raises ModelError when the prompt does not fit into the context.
+        the context is full. temperature 0 is greedy; the same seed gives the same text. One model
+        holds one context: end a stream before the next one begins. Raises ModelError when the
+        prompt does not fit into the context.
         """
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if max_tokens is not None and max_tokens < 0:
+            raise ModelError(f"max_tokens is {max_tokens}; leave it out for no limit")
         if isinstance(prompt, str):
-            tokens = self.tokenize(prompt.encode(), special=True)
+            tokens = self.tokenize(_bytes(prompt), special=True)
         else:
             tokens = self.chat_tokens(prompt)
-            stop = (*stop, *self._stop)
+            stop += self._stop
         room = self.n_ctx() - len(tokens)
         if room < 1:
             raise ModelError(
@@ -162,12 +215,11 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
             )
         if not tokens:
             raise ModelError("the prompt is empty")
-        if seed is not None:
-            self.set_seed(seed)
         budget = room if max_tokens is None else min(room, max_tokens)
         pieces = self._pieces(
             tokens,
             budget,
+            seed,
             temp=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -177,13 +229,14 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         text = _until_stop(pieces, stop)
         return text if isinstance(prompt, str) else _without_leading_space(text)
 
-    def _pieces(self, tokens: list[int], budget: int, **sampling: float) -> Iterator[str]:
+    def _pieces(
+        self, tokens: list[int], budget: int, seed: int | None, **sampling: float
+    ) -> Iterator[str]:
         """Up to budget generated tokens as text; bytes that are no UTF-8 become U+FFFD."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.set_seed(llama_cpp.LLAMA_DEFAULT_SEED if seed is None else seed)
         if budget > 0:
             for count, token in enumerate(self.generate(tokens, **sampling), start=1):
-                if math.isnan(llama_cpp.llama_get_logits_ith(self.ctx, -1)[0]):
-                    raise ModelError(f"{self.model_path}: is damaged: its logits are no numbers")
                 if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
                     break
                 yield decoder.decode(self._piece(token))
@@ -195,26 +248,41 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         """The answer to messages, whole. sampling: the arguments of stream."""
         return "".join(self.stream(messages, **sampling))
 
+    def sample(self, *arguments: Any, idx: int | None = None, **sampling: Any) -> int:
+        """Llama.sample. Raises ModelError where the logits are no numbers."""
+        row = llama_cpp.llama_get_logits_ith(self.ctx, -1 if idx is None else idx - self.n_tokens)
+        if row:
+            self._check_numbers(np.ctypeslib.as_array(row, (self._n_vocab,)))
+        return int(super().sample(*arguments, idx=idx, **sampling))
+
+    def _check_numbers(self, outputs: npt.NDArray[np.float32]) -> None:
+        if not np.isfinite(outputs).all():
+            raise ModelError(f"{self.model_path} is damaged: what it computes are no numbers")
+
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """float32 [n_tokens, n_vocab]: the logits after each of tokens, from an empty context.
 
         Raises ModelError for no tokens, more than n_ctx, or ids outside the vocabulary.
         """
+        tokens = [int(token) for token in tokens]
         out = np.empty((len(tokens), self.n_vocab()), np.float32)
         for start, stop in self._decode(tokens):
             got = np.ctypeslib.as_array(self._ctx.get_logits(), (stop - start, self.n_vocab()))
             out[start:stop] = got
         self.reset()
+        self._check_numbers(out)
         return out
 
     def embeddings(self, texts: Sequence[str], normalize: bool = True) -> npt.NDArray[np.float32]:
         """float32 [len(texts), n_embd]: the mean over a text's tokens of the last hidden state
         (after the final norm), scaled to length 1 unless normalize is False."""
+        if isinstance(texts, str):
+            raise ModelError("embeddings takes a list of texts, not one text")
         out = np.empty((len(texts), self.n_embd()), np.float32)
         llama_cpp.llama_set_embeddings(self.ctx, True)
         try:
             for row, text in zip(out, texts, strict=True):
-                tokens = self.tokenize(text.encode())
+                tokens = self.tokenize(_bytes(text))
                 total = np.zeros(self.n_embd(), np.float64)
                 for start, stop in self._decode(tokens):
                     got = llama_cpp.llama_get_embeddings(self.ctx)
@@ -223,6 +291,7 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         finally:
             llama_cpp.llama_set_embeddings(self.ctx, self.context_params.embeddings)
             self.reset()
+        self._check_numbers(out)
         if normalize:
             out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
         return out

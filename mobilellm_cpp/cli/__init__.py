@@ -11,6 +11,7 @@ import typer
 
 from ..errors import MobileLLMError
 from . import chat, convert, generate, inspect
+from .common import complain
 
 app = typer.Typer(
     name="mobilellm",
@@ -46,6 +47,9 @@ def _options(
 
 def main() -> None:
     """The `mobilellm` command."""
+    # undecodable bytes of the shell and characters that a terminal lacks are no reason to fail
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     arguments = [text for text in sys.argv[1:] if text != "--debug"]  # allowed anywhere
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -53,6 +57,5 @@ def main() -> None:
     except (MobileLLMError, OSError, MemoryError) as error:
         if debug:
             raise
-        sentence = str(error).rstrip(".") or type(error).__name__
-        print(f"mobilellm: {sentence}", file=sys.stderr)
+        complain(error)
         sys.exit(1)

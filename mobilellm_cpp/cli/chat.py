@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ModelError
-from .common import Context, OptionalModel, Seed, Threads, Type
+from .common import Context, OptionalModel, Seed, Threads, Type, complain
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
@@ -37,11 +37,15 @@ def chat(
         temperature = 0.0 if model is None else 0.8
     llm = load(model, type, n_ctx=ctx, n_threads=threads)
     conversation = Conversation(llm, system, n, temperature=temperature, seed=seed)
+    failed = False
     for text in _questions(conversation):
         try:
             _say(conversation.answer(text))
         except ModelError as error:
-            print(f"mobilellm: {str(error).rstrip('.')}", file=sys.stderr)
+            complain(error)
+            failed = True
+    if failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 def _say(pieces: Iterator[str]) -> None:

@@ -1,5 +1,6 @@
 """What several subcommands share: the MODEL argument and the progress bar."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -39,13 +40,22 @@ Type = Annotated[
     ),
 ]
 Context = Annotated[
-    int, typer.Option("--ctx", min=0, help="Context in tokens; 0 takes what the file says.")
+    int,
+    typer.Option("--ctx", min=0, max=1 << 28, help="Context in tokens; 0: what the file says."),
 ]
-Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="0: the physical cores.")]
+Threads = Annotated[
+    int, typer.Option("--threads", "-t", min=0, max=512, help="0: the physical cores.")
+]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same text.", show_default=False)
 ]
+
+
+def complain(error: BaseException) -> None:
+    """Prints an error as one sentence on one line of stderr."""
+    sentence = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    print(f"mobilellm: {sentence}", file=sys.stderr)
 
 
 @contextmanager

@@ -46,4 +46,5 @@ def inspect(
     }
     width = max(map(len, rows))
     for name, text in rows.items():
-        print(f"{name:{width}}  {text}")
+        clean = "".join(c if c.isprintable() else "\ufffd" for c in text)  # names are a stranger's
+        print(f"{name:{width}}  {clean}")

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <regex>
+#include <set>
 #include <string_view>
 #include <unordered_map>
 
@@ -85,6 +86,32 @@ struct metadata {
         }
     }
 };
+
+// A key that we do not know may change what the model computes: a later version wrote it.
+void check_keys(const metadata & meta) {
+    static const std::set<std::string_view> known = {
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.layer_norm_rms_epsilon",
+        "attention.value_length",
+        "block_count",
+        "block_schedule",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "vocab_size",
+    };
+    const std::string prefix = meta.arch + ".";
+    for (int64_t id = 0; id < gguf_get_n_kv(meta.ctx); ++id) {
+        const std::string_view key = gguf_get_key(meta.ctx, id);
+        if (key.substr(0, prefix.size()) == prefix && known.count(key.substr(prefix.size())) == 0) {
+            refuse(std::string(key) + " is no key that this version understands");
+        }
+    }
+}
 
 void check_schedule(const metadata & meta, int64_t n_stored) {
     const int64_t id = meta.find("block_schedule");
@@ -246,8 +273,17 @@ void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only) {
     if (vocab_only) {
         return;
     }
+    if (meta.arch == "mobilellm") {
+        check_keys(meta);
+    }
     const int64_t n_stored = meta.required("block_count", 1, LLAMA_MAX_LAYERS);
     const int64_t n_embd   = meta.required("embedding_length", 1, max_width);
+    meta.bounded("embedding_length_out", n_embd, n_embd, n_embd);
+    meta.bounded("nextn_predict_layers", 0, 0, 0);
+    meta.bounded("pooling_type", 0, 4, 0);
+    if (const int64_t n_expert = meta.bounded("expert_count", 0, LLAMA_MAX_EXPERTS, 0)) {
+        meta.required("expert_used_count", 1, n_expert);
+    }
     meta.required("context_length", 1, max_context);
     meta.required("feed_forward_length", 1, max_width);
     meta.positive("attention.layer_norm_rms_epsilon", true);
@@ -261,9 +297,6 @@ void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only) {
             if (id >= 0 && gguf_get_kv_type(meta.ctx, id) == GGUF_TYPE_ARRAY) {
                 refuse(meta.name(key) + " is an array; blocks of a mobilellm model are alike");
             }
-        }
-        if (meta.bounded("expert_count", 0, max_width, 0) != 0) {
-            refuse(meta.name("expert_count") + " is set; a mobilellm model has no experts");
         }
     }
 }

@@ -15,6 +15,7 @@
 namespace {
 
 thread_local int         depth = 0;
+thread_local bool        quiet = true;
 thread_local std::string reason;  // error lines logged under guard, oldest first
 
 std::mutex        log_mutex;
@@ -32,14 +33,14 @@ void keep_errors(ggml_log_level level, const char * text, void *) {
     if (depth > 0 && level == GGML_LOG_LEVEL_ERROR) {
         reason += text;
     }
-    if (outer_log && depth == 0) {
+    if (outer_log && (depth == 0 || !quiet)) {
         outer_log(level, text, outer_log_data);
     }
 }
 
 }  // namespace
 
-void mobilellm_guard_begin() {
+void mobilellm_guard_begin(bool silence) {
     const std::lock_guard<std::mutex> lock(log_mutex);
     ggml_set_abort_callback(throw_abort);
 
@@ -52,6 +53,7 @@ void mobilellm_guard_begin() {
         llama_log_set(keep_errors, nullptr);
     }
     if (depth++ == 0) {
+        quiet = silence;
         reason.clear();
     }
 }
@@ -66,7 +68,7 @@ const char * mobilellm_guard_reason() {
 
 int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
                            int32_t capacity, bool add_special, bool parse_special) {
-    mobilellm_guard_begin();
+    mobilellm_guard_begin(true);
     int32_t n = INT32_MIN;
     try {
         n = llama_tokenize(vocab, text, length, tokens, capacity, add_special, parse_special);
@@ -77,8 +79,20 @@ int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t
     return n;
 }
 
+int32_t mobilellm_decode(llama_context * ctx, llama_batch batch) {
+    mobilellm_guard_begin(true);
+    int32_t result = INT32_MIN;
+    try {
+        result = llama_decode(ctx, batch);
+    } catch (const std::exception & error) {
+        reason = error.what();
+    }
+    mobilellm_guard_end();
+    return result;
+}
+
 gguf_context * mobilellm_gguf_open(const char * path) {
-    mobilellm_guard_begin();
+    mobilellm_guard_begin(true);
     gguf_context * file = nullptr;
     try {
         file = gguf_init_from_file(path, { /*no_alloc*/ true, /*ctx*/ nullptr });

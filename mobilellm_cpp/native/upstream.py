@@ -9,6 +9,7 @@ no patch program). The cache is $MOBILELLM_BUILD_CACHE, by default ~/.cache/mobi
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -59,28 +60,24 @@ def download() -> Path:
         return sdist
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as tmp:
+        # With a hash pip checks the archive before it runs the build backend in it for metadata.
+        wanted = Path(tmp) / "requirements.txt"
+        wanted.write_text(f"llama-cpp-python=={version} --hash=sha256:{sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += [
-            "--no-binary",
-            "llama-cpp-python",
-            "--dest",
-            tmp,
-            f"llama-cpp-python=={version}",
-        ]
-        # pip asks the sdist for its metadata; that must not configure a build.
+        command += ["--no-binary", "llama-cpp-python", "--dest", tmp, "--requirement", str(wanted)]
         env = {**os.environ, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"}
         done = subprocess.run(command, capture_output=True, text=True, env=env)
         fetched = Path(tmp) / sdist.name
+        if "DO NOT MATCH THE HASHES" in done.stderr:
+            raise UpstreamError(
+                f"the package index has a {sdist.name} whose sha256 is not {sha256}: "
+                f"do not use it; try another index"
+            )
         if done.returncode != 0 or not fetched.exists():
             reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
             raise UpstreamError(
                 f"llama-cpp-python {version} could not be downloaded ({reason}): check the "
                 f"network, or give an unpacked llama.cpp with CMAKE_ARGS=-DLLAMA_CPP_DIR=DIR"
-            )
-        if (got := sha256_of(fetched)) != sha256:
-            raise UpstreamError(
-                f"the downloaded {sdist.name} has sha256 {got} instead of {sha256}: "
-                f"do not use it; try another package index"
             )
         os.replace(fetched, sdist)
     return sdist
@@ -100,7 +97,8 @@ def fetch() -> Path:
             else:
                 tar.extractall(tmp)  # the sha256 is checked, so the paths are known
         (vendored,) = Path(tmp).glob("*/vendor/llama.cpp")
-        os.replace(vendored, dest)
+        with contextlib.suppress(OSError):  # another build was faster
+            os.replace(vendored, dest)
     return dest
 
 
@@ -132,10 +130,18 @@ def apply_patch(tree: Path, patch: Path = PATCH) -> None:
             path.write_text(text, encoding="utf-8")
 
 
+def _state(source: Path) -> str:
+    """What tells a source folder from itself after a change: names, sizes and times."""
+    files = sorted(p for name in NEEDED for p in [source / name, *(source / name).rglob("*")])
+    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.is_file()]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
 def prepare(dest: Path, source: Path | None) -> None:
     """Puts a patched copy of the parts that libllama needs at dest. The source is never changed."""
     stamp = dest / ".prepared"
-    wanted = f"{source or pin()[1]}\n{hashlib.sha256(PATCH.read_bytes()).hexdigest()}\n"
+    state = _state(source) if source else pin()[1]
+    wanted = f"{state}\n{hashlib.sha256(PATCH.read_bytes()).hexdigest()}\n"
     if stamp.exists() and stamp.read_text() == wanted:
         return
     source = source or fetch()

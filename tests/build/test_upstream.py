@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -80,19 +81,32 @@ def test_prepare_leaves_a_given_source_alone(upstream, llama_cpp_source, tmp_pat
     assert (tmp_path / "copy" / "src" / "llama-arch.cpp").stat().st_mtime_ns == stamp
 
 
+def test_prepare_follows_a_given_source_that_changes(upstream, llama_cpp_source, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in upstream.NEEDED:
+        copy = shutil.copytree if (llama_cpp_source / name).is_dir() else shutil.copy2
+        copy(llama_cpp_source / name, own / name)
+    upstream.prepare(tmp_path / "copy", own)
+    (own / "src" / "llama.cpp").write_text("// changed")
+    upstream.prepare(tmp_path / "copy", own)
+    assert (tmp_path / "copy" / "src" / "llama.cpp").read_text() == "// changed"
+
+
 def test_a_folder_that_is_no_llama_cpp(upstream, tmp_path):
     with pytest.raises(upstream.UpstreamError, match="no llama.cpp source folder"):
         upstream.prepare(tmp_path / "copy", tmp_path)
 
 
 def test_wrong_hash(upstream, monkeypatch, tmp_path):
-    def download(command, **_):
-        folder = Path(command[command.index("--dest") + 1])
-        (folder / f"llama_cpp_python-{upstream.pin()[0]}.tar.gz").write_bytes(b"tampered")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(upstream.subprocess, "run", download)
-    with pytest.raises(upstream.UpstreamError, match="has sha256 .* instead of .*: do not use it"):
+    """An index with another archive of that name: pip is not to run anything in it."""
+    index = tmp_path / "index"
+    index.mkdir()
+    with tarfile.open(index / f"llama_cpp_python-{upstream.pin()[0]}.tar.gz", "w:gz") as tar:
+        tar.add(__file__, "setup.py")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    with pytest.raises(upstream.UpstreamError, match="whose sha256 is not .*: do not use it"):
         upstream.fetch()
     assert list((tmp_path / "cache").iterdir()) == []
 

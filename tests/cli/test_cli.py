@@ -10,16 +10,22 @@ from pathlib import Path
 import pexpect
 import pytest
 from checkpoints import make_checkpoint
+from gguf_edit import ARRAY, STRING, U32, rewrite
+
+from mobilellm_cpp import MobileLLM
+from mobilellm_cpp.chat import Conversation
 
 MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a checkpoint `tiny` of 2 blocks, and an empty cache."""
+    """A folder with a checkpoint `tiny` of 2 blocks, and a cache of its own."""
     folder = tmp_path_factory.mktemp("cli")
     make_checkpoint(folder / "tiny", sharing=True)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOBILELLM_CACHE", str(folder / "cache"))
+        yield folder
 
 
 def run(place, *arguments, stdin=None):
@@ -114,6 +120,13 @@ def test_inspect_in_words(place):
 def test_inspect_refuses(place, tmp_path):
     assert_sentence(run(place, "inspect", "none.gguf"), "none.gguf: no such file")
     (tmp_path / "text.gguf").write_text("hello " * 100)
+    run(place, "convert", "tiny", "-o", "good.gguf")
+    many = {"mobilellm.block_count": (30_000_000, U32), "mobilellm.block_schedule": None}
+    rewrite(place / "good.gguf", tmp_path / "many.gguf", many)
+    assert_sentence(run(place, "inspect", tmp_path / "many.gguf"), "block_count is 30000000")
+    order = {"mobilellm.block_schedule": (["a", "b"], ARRAY, STRING)}
+    rewrite(place / "good.gguf", tmp_path / "order.gguf", order)
+    assert_sentence(run(place, "inspect", tmp_path / "order.gguf"), "block_schedule is no order")
     assert_sentence(run(place, "inspect", tmp_path / "text.gguf"), "text.gguf", "magic")
 
 
@@ -131,10 +144,19 @@ def test_generate_refuses(place):
     assert_sentence(run(place, "generate", "tiny", "-p", "w " * 5000), "the context holds 2048")
 
 
+def answers(place, questions, *, ctx=0, system=None, n=512):
+    """What a Conversation in Python answers, greedily, as `chat` prints it."""
+    llm = MobileLLM.from_checkpoint(place / "tiny", n_ctx=ctx, n_threads=1)
+    talk = Conversation(llm, system, n, temperature=0.0)
+    return "".join("".join(talk.answer(question)) + "\n" for question in questions)
+
+
 def test_chat_through_a_pipe(place):
-    done = run(place, "chat", "tiny", "-n", "6", stdin="hello\n\nhow are you\n/exit\nunheard\n")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    lines = "hello\n\nhow are you\n/exit\nunheard\n"
+    done = run(place, "chat", "tiny", "-n", "6", "--temperature", "0", stdin=lines)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout == answers(place, ["hello", "how are you"], n=6)
+    assert done.stdout.strip()
 
 
 def test_chat_commands_through_a_pipe(place):
@@ -144,11 +166,33 @@ def test_chat_commands_through_a_pipe(place):
 
 
 def test_chat_goes_on_when_the_context_is_full(place):
-    lines = "".join(f"tell me about number {i}\n" for i in range(12))
-    done = run(place, "chat", "tiny", "--ctx", "96", "-n", "16", "-s", "be brief", stdin=lines)
+    questions = [f"tell me about number {i}" for i in range(12)]
+    options = ("--ctx", "96", "-n", "16", "-s", "be brief", "--temperature", "0")
+    done = run(place, "chat", "tiny", *options, stdin="\n".join(questions))
     assert done.returncode == 0 and done.stderr == ""
-    too_long = run(place, "chat", "tiny", "--ctx", "96", stdin="word " * 300 + "\nhi\n")
-    assert too_long.returncode == 0 and "the context holds 96" in too_long.stderr
+    assert done.stdout == answers(place, questions, ctx=96, system="be brief", n=16)
+
+
+def test_chat_says_when_a_message_does_not_fit_and_goes_on(place):
+    done = run(place, "chat", "tiny", "--ctx", "96", "-n", "4", stdin="word " * 300 + "\nhi\n")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "the context holds 96" in done.stderr and done.stdout.strip()
+
+
+def test_bytes_that_are_no_text(place):
+    for command in (["generate", "tiny", "-n", "2"], ["chat", "tiny", "-n", "2"]):
+        env = {**os.environ, "MOBILELLM_CACHE": str(place / "cache")}
+        done = subprocess.run(
+            [MOBILELLM, *command], input=b"\xff hi\n", capture_output=True, cwd=place, env=env
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_terminal_without_unicode(place):
+    env = {**os.environ, "MOBILELLM_CACHE": str(place / "cache"), "PYTHONIOENCODING": "ascii"}
+    command = [MOBILELLM, "inspect", "tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=env)
+    assert done.returncode == 0 and "chat template" in done.stdout
 
 
 def terminal(place, *arguments):
@@ -174,12 +218,13 @@ def test_chat_in_a_terminal(place, leave):
 
 
 def test_ctrl_c_stops_the_answer_not_the_program(place):
-    child = terminal(place, "chat", "tiny", "-n", "100000", "--temperature", "2", "--ctx", "2000")
+    # filling a context of this size would take far longer than the test waits
+    child = terminal(place, "chat", "tiny", "-n", "200000", "--temperature", "2", "--ctx", "200000")
     child.expect("> ")
     child.send("tell me everything\r")
     child.expect("[a-z]{2}.*[a-z]{2}")
     child.send("\x03")
-    child.expect("> ")
+    child.expect("> ", timeout=10)
     child.send("/exit\r")
     child.expect(pexpect.EOF)
     child.close()

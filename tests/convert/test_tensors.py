@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoints import make_checkpoint
 from gguf import GGUFReader, GGUFValueType
-from mobilellm_cpp.convert import checkpoint_fingerprint, convert_checkpoint
+from mobilellm_cpp.convert import convert_checkpoint, open_checkpoint
 from transformers import LlamaForCausalLM
 
 from mobilellm_cpp.errors import CheckpointError
@@ -222,11 +222,11 @@ def test_fingerprint(tmp_path: Path) -> None:
     """It follows the content of every file that a conversion reads, and nothing else."""
     folder = make_checkpoint(tmp_path / "a", container="sharded")
     (folder / "added_tokens.json").write_text("{}")
-    seen = {checkpoint_fingerprint(folder)}
+    seen = {open_checkpoint(folder).fingerprint()}
     again = make_checkpoint(tmp_path / "b", container="sharded")
     (again / "added_tokens.json").write_text("{}")
     (again / "README.md").write_text("x")
-    assert checkpoint_fingerprint(str(again)) in seen
+    assert open_checkpoint(str(again)).fingerprint() in seen
     for path in sorted(folder.iterdir()):
         content = bytearray(path.read_bytes())
         if path.name == "config.json":
@@ -236,9 +236,9 @@ def test_fingerprint(tmp_path: Path) -> None:
         else:
             content[-1] ^= 1
         path.write_bytes(content)
-        key = checkpoint_fingerprint(folder)
+        key = open_checkpoint(folder).fingerprint()
         assert key not in seen, path.name
         seen.add(key)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="config.json"):
-        checkpoint_fingerprint(folder)
+        open_checkpoint(folder).fingerprint()

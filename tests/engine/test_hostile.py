@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from checkpoints import make_checkpoint
 from gguf import GGMLQuantizationType
-from gguf_edit import ARRAY, F32, I32, STRING, U32, rewrite
+from gguf_edit import ARRAY, BOOL, F32, I32, STRING, U32, rewrite
 
 from mobilellm_cpp import convert_checkpoint
 
@@ -33,7 +33,7 @@ def use(path):
         list(llm.stream(text, max_tokens=3, temperature=0.8, seed=1))
     llm.chat([{"role": "user", "content": "hi"}], max_tokens=3)
     llm.embeddings(["hello"])
-    llm.logits([1, 3])
+    llm.logits([1] * 60)
 
 for path in sys.argv[1:]:
     try:
@@ -70,6 +70,12 @@ def model(request, tmp_path_factory):
     make_checkpoint(folder / "c", dtype="f32", sharing=request.param == "mobilellm")
     convert_checkpoint(folder / "c", folder / "good.gguf", type="f32")
     return request.param, folder / "good.gguf"
+
+
+def one_bad_row() -> np.ndarray:
+    embedding = np.random.default_rng(0).normal(size=(512, 64)).astype(np.float32)
+    embedding[300, 5] = np.nan
+    return embedding
 
 
 def tokens(changes: dict[int, str] | None = None, n: int = 512) -> tuple[list[str], object, object]:
@@ -117,11 +123,20 @@ METADATA = [
     ("rope.freq_base", (float("nan"), F32), "freq_base is nan"),
     ("rope.freq_base", (0.0, F32), "freq_base is 0"),
     ("rope.freq_base", (1, U32), "freq_base is not a 32-bit float"),
-    ("rope.scaling.type", ("sideways", STRING), "'sideways' is unknown"),
-    ("rope.scaling.factor", (float("inf"), F32), "factor is inf"),
+    ("rope.scaling.type", ("sideways", STRING), "'sideways' is unknown|is no key"),
+    ("rope.scaling.factor", (float("inf"), F32), "factor is inf|is no key"),
     ("attention.layer_norm_rms_epsilon", (float("nan"), F32), "epsilon is nan"),
     ("attention.layer_norm_rms_epsilon", None, "layer_norm_rms_epsilon"),
-    ("expert_count", (4, U32), "expert_count is set|GGML_ASSERT(n_expert_used_max > 0)"),
+    ("expert_count", (4, U32), "is no key|expert_used_count is missing"),
+    ("expert_count", (4, U32, "expert_used_count", [1, 0]), "is no key|expert_used_count is 0"),
+    ("expert_count", (4, U32, "expert_used_count", [5, 1]), "is no key|expert_used_count is 5"),
+    ("embedding_length_out", (1, U32), "is no key|embedding_length_out is 1"),
+    ("embedding_length_out", (4096, U32), "is no key|embedding_length_out is 4096"),
+    ("pooling_type", (99, U32), "is no key|pooling_type is 99"),
+    ("pooling_type", (1, U32), "is no key|runs"),
+    ("nextn_predict_layers", (1, U32), "is no key|nextn_predict_layers is 1"),
+    ("attention.causal", (False, BOOL), "is no key|runs|cannot be run"),
+    ("attention.qk_norm", (True, BOOL), "is no key|runs"),
     ("vocab_size", (2**32 - 1, U32), "runs"),
     ("general.architecture", ("nonsense", STRING), "unknown model architecture: 'nonsense'"),
     ("general.architecture", None, "architecture"),
@@ -177,6 +192,8 @@ TENSORS = [
     ({"output_norm.weight": np.full(64, np.nan, np.float32)}, "is damaged"),
     ({"blk.0.attn_q.weight": np.full((64, 64), np.inf, np.float32)}, "is damaged"),
     ({"token_embd.weight": np.full((512, 64), np.nan, np.float32)}, "is damaged"),
+    ({"token_embd.weight": np.full((512, 64), 3e38, np.float32)}, None),
+    ({"token_embd.weight": one_bad_row()}, "is damaged"),
     ({"blk.7.attn_q.weight": np.ones((64, 64), np.float32)}, "blk.7.attn_q|wrong number"),
     ({"blk.1.attn_q.scale": np.ones(1, np.float32)}, None),
     ({"rope_freqs.weight": np.ones(3, np.float32)}, "rope_freqs"),
@@ -201,7 +218,10 @@ def test_metadata(model, tmp_path):
     wanted = {}
     for i, (key, edit, part) in enumerate(METADATA):
         name = key if key.startswith(("general.", "tokenizer.")) else f"{arch}.{key}"
-        path = rewrite(good, tmp_path / f"{i}-{key}.gguf", {name: edit})
+        edits = {name: edit}
+        if edit and len(edit) == 4:  # a second key goes with it
+            edits = {name: edit[:2], f"{arch}.{edit[2]}": (edit[3], ARRAY, U32)}
+        path = rewrite(good, tmp_path / f"{i}-{key}.gguf", edits)
         wanted[path] = part
     assert_outcomes(wanted)
 

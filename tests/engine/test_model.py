@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
+from gguf_edit import BOOL, rewrite
 from peer import greedy, run_on
 
 from mobilellm_cpp import CheckpointError, MobileLLM, ModelError, convert_checkpoint, library
@@ -106,6 +109,95 @@ def test_logits_refuse_nonsense(llm):
             llm.logits(tokens)
 
 
+def test_seeds_do_not_stick_and_are_not_eager(llm):
+    def text(**seed):
+        return "".join(llm.stream("hello", max_tokens=20, temperature=1.5, min_p=0.0, **seed))
+
+    one = text(seed=1)
+    assert len({text() for _ in range(4)}) > 1
+    first = llm.stream("hello", max_tokens=20, temperature=1.5, min_p=0.0, seed=1)
+    llm.stream("hello", max_tokens=20, temperature=1.5, min_p=0.0, seed=2)
+    assert "".join(first) == one
+
+
+@pytest.mark.parametrize(
+    "misuse, sentence",
+    [
+        (lambda llm: llm.stream([]), "messages must be a list"),
+        (lambda llm: llm.stream(b"hi"), "messages must be a list"),
+        (lambda llm: llm.stream([1, 2, 3]), "messages must be a list"),
+        (lambda llm: llm.chat({"role": "user", "content": "hi"}), "messages must be a list"),
+        (lambda llm: llm.chat([{"content": "hi"}]), "messages must be a list"),
+        (lambda llm: llm.stream("hi", max_tokens=-1), "max_tokens is -1"),
+        (lambda llm: llm.embeddings("abc"), "a list of texts"),
+    ],
+)
+def test_misuse_gets_a_sentence(llm, misuse, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        list(misuse(llm))
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"n_ctx": -1}, "n_ctx is -1"),
+        ({"n_ctx": 2**40}, "n_ctx is 1099511627776"),
+        ({"n_ctx": 2**28}, "more memory than this machine has"),
+        ({"n_threads": 100000}, "n_threads is 100000, outside 1 to 512"),
+        ({"n_batch": -1}, "n_batch is -1"),
+        ({"lora_path": "/nowhere"}, "/nowhere: no such file"),
+    ],
+)
+def test_arguments_out_of_bounds(folder, arguments, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        MobileLLM(folder / "plain.gguf", **arguments)
+
+
+def test_a_stop_string_need_not_be_a_list(llm):
+    whole = "".join(llm.stream("hello", max_tokens=20, temperature=0.0))
+    cut = "".join(llm.stream("hello", max_tokens=20, temperature=0.0, stop=whole[3:6]))
+    assert cut == whole[: whole.index(whole[3:6])]
+
+
+def test_text_that_is_no_unicode(llm):
+    assert llm.tokenize(b"a\xff") == llm.tokenize("a\ufffd".encode())
+    list(llm.stream("a\udcff\ud800", max_tokens=2))
+    llm.chat([{"role": "user", "content": "a\udcff"}], max_tokens=2)
+    llm.embeddings(["a\udcff"])
+
+
+def test_logits_take_arrays(llm):
+    assert np.array_equal(llm.logits(np.array([1, 5])), llm.logits([1, 5]))
+
+
+def test_non_causal_prompts_beyond_a_batch_are_no_abort(folder, tmp_path):
+    """Upstream asserts in llama_decode, on our thread: the guard makes it an exception."""
+    make_checkpoint(tmp_path / "c")
+    convert_checkpoint(tmp_path / "c", tmp_path / "m.gguf")
+    path = rewrite(
+        tmp_path / "m.gguf", tmp_path / "n.gguf", {"llama.attention.causal": (False, BOOL)}
+    )
+    llm = MobileLLM(path, n_ctx=512, n_batch=512, n_ubatch=64, n_threads=1)
+    with pytest.raises(ModelError, match="cannot be run: .*n_ubatch"):
+        llm.logits([5] * 300)
+
+
+def test_loading_in_several_threads_leaves_stdout_alone(folder):
+    script = f"""
+import threading
+from mobilellm_cpp import MobileLLM
+def load():
+    for _ in range(4):
+        MobileLLM({str(folder / "plain.gguf")!r}, n_threads=1)
+threads = [threading.Thread(target=load) for _ in range(3)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.stdout == "still here\n", done.stderr
+
+
 def test_streaming_after_logits_and_embeddings(llm):
     want = "".join(llm.stream("hello", max_tokens=8, temperature=0.0))
     llm.logits([1, 2, 3])
@@ -167,6 +259,20 @@ def test_conversion_is_cached_by_content(folder, tmp_path, monkeypatch):
     assert "q8_0" in other.model_path
     with pytest.raises(CheckpointError):
         MobileLLM.from_checkpoint(tmp_path / "nothing here")
+    for memory in (tmp_path / "cache").glob("*.key"):
+        memory.write_text("")  # as a full disk may leave it
+    assert MobileLLM.from_checkpoint(checkpoint, n_threads=1).model_path == second.model_path
+
+
+def test_a_folder_with_a_space(tmp_path):
+    """Our own library is no foreign one, whatever its path."""
+    package = library.FOLDER.parent
+    shutil.copytree(package, tmp_path / "a b" / package.name)
+    make_checkpoint(tmp_path / "c")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "a b"), "MOBILELLM_CACHE": str(tmp_path)}
+    command = [sys.executable, "-m", "mobilellm_cpp", "generate", str(tmp_path / "c"), "-p", "hi"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=env)
+    assert done.returncode == 0, done.stderr
 
 
 def test_another_libllama_is_noticed(stock_lib):

@@ -28,7 +28,7 @@ SCHEDULES = {
     "reverse": [0, 1, 2, 2, 1, 0],
     "arbitrary": [2, 0, 0, 1, 0, 2, 1],
 }
-SHAPE = {"layers": 3, "hidden": 192, "heads": 6, "kv_heads": 2, "ffn": 256, "dtype": "f32"}
+SHAPE = {"layers": 3, "hidden": 192, "heads": 3, "kv_heads": 1, "ffn": 256, "dtype": "f32"}
 
 
 def truth(folder: Path, schedule: list[int]) -> transformers.LlamaForCausalLM:
@@ -120,6 +120,18 @@ def test_two_sequences_at_a_time(pair):
     assert_close(np.stack(b), expected(model, second))
 
 
+def test_two_prompts_in_one_batch(pair):
+    path, model = pair
+    first, second = tokens_of(8, 40), tokens_of(9, 25)
+    llm = load(path, embedding=True, n_batch=128)
+    rows = decode(
+        llm,
+        [(t, i, 0) for i, t in enumerate(first)] + [(t, i, 1) for i, t in enumerate(second)],
+    )
+    assert_close(rows[:40], expected(model, first))
+    assert_close(rows[40:], expected(model, second))
+
+
 def test_state_is_saved_and_restored(pair):
     path, model = pair
     tokens = tokens_of(6)
@@ -139,7 +151,7 @@ def test_f16_and_q8_0_caches_stay_near(pair):
     f16 = load(path, type_k=GGML_F16, type_v=GGML_F16).logits(tokens)
     q8 = load(path, type_k=GGML_Q8_0, type_v=GGML_Q8_0).logits(tokens)
     assert_close(f16, want, 5e-3)
-    assert_close(q8, want, 5e-2)
+    assert_close(q8, want, 1e-1)  # with heads of 64 upstream rotates K and V first
 
 
 def test_embeddings_are_the_mean_hidden_state(pair):

@@ -47,7 +47,7 @@ std::string use(const char * path) {
         return reason();
     }
     gguf_free(file);
-    mobilellm_guard_begin();
+    mobilellm_guard_begin(true);
     llama_model_params model_params = llama_model_default_params();
     llama_model *      model        = llama_model_load_from_file(path, model_params);
     llama_context *    ctx          = nullptr;
