@@ -6,6 +6,7 @@ The fixture `untouched` checks that an existing output stays and that nothing el
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ BAD_FIELDS = [
     ("rope_theta", 0),
     ("rope_theta", float("nan")),
     ("rope_theta", False),
+    ("rope_theta", 10**400),
     ("rope_scaling", {"type": "linear", "factor": 2.0}),
     ("rope_scaling", "linear"),
     ("rope_parameters", {"rope_type": "llama3", "rope_theta": 10000.0}),
@@ -266,6 +268,7 @@ def entry(shape: list[Any], start: Any, end: Any, dtype: Any = "F32") -> dict[st
         ({"a": entry([True, 2], 0, 8)}, "shape"),
         ({"a": entry([2.0], 0, 8)}, "shape"),
         ({"a": entry([1 << 62, 1 << 62], 0, 8)}, "needs"),
+        ({"a": entry([1] * 70, 0, 4)}, "shape"),
         ({"a": entry([2], 8, 0)}, "a"),
         ({"a": entry([2], -8, 0)}, "data_offsets"),
         ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, "b"),
@@ -286,6 +289,22 @@ def test_huge_header_length(tmp_path: Path, untouched: Path) -> None:
     path = make_checkpoint(tmp_path / "m") / "model.safetensors"
     path.write_bytes(struct.pack("<Q", 1 << 60) + bytes(100))
     assert str(path) in refusal(path.parent, untouched)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model"])
+def test_a_pipe_where_a_file_is_due(name: str, tmp_path: Path, untouched: Path) -> None:
+    """Opening one would wait for ever."""
+    folder = make_checkpoint(tmp_path / "m")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"{folder / name} is no ordinary file" in refusal(folder, untouched)
+
+
+def test_odd_chat_templates_are_left_out(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m")
+    templates = [{"name": ["x"], "template": "y"}, "z", {"name": "default"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    convert_checkpoint(folder, tmp_path / "m.gguf")
 
 
 # shard indexes
