@@ -44,15 +44,21 @@ def _load() -> Any:
             f"libllama is missing from {FOLDER}: install mobilellm-cpp, "
             f"and run outside its source folder"
         )
-    before = os.environ.get("LLAMA_CPP_LIB_PATH")
-    os.environ["LLAMA_CPP_LIB_PATH"] = str(FOLDER)
+    settings = {"LLAMA_CPP_LIB_PATH": str(FOLDER)}
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+        # How long OpenMP's threads spin before they sleep. Its default, 300,000, makes small models
+        # several times slower as soon as another program wants one of the cores.
+        settings["GOMP_SPINCOUNT"] = "1000"
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         import llama_cpp
     finally:
-        if before is None:
-            del os.environ["LLAMA_CPP_LIB_PATH"]
-        else:
-            os.environ["LLAMA_CPP_LIB_PATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
     # It would point the process's stdout and stderr to /dev/null while loading, without a lock;
     # what there is to silence goes through the log.
     for module in (llama_cpp.llama, llama_cpp._internals):
