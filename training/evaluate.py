@@ -39,10 +39,10 @@ def open_engine(path: Path) -> Reply:
     from mobilellm_cpp import MobileLLM
 
     if path.is_dir():
-        llm = MobileLLM.from_checkpoint(str(path), type="f16")
+        llm = MobileLLM.from_checkpoint(path, type="f16", n_threads=1)
     else:
-        llm = MobileLLM(str(path))
-    return lambda messages: str(llm.chat(messages, temperature=0.0, max_tokens=80))
+        llm = MobileLLM(path, n_threads=1)
+    return lambda messages: llm.chat(messages, temperature=0.0, max_tokens=80)
 
 
 def measure(reply: Reply, items: list[Item], answers: dict[str, str]) -> list[dict[str, str]]:
