@@ -165,7 +165,8 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """The prompt for the next answer: the file's chat template over messages, as token ids.
 
-        Files without a template get plain `User:` and `Assistant:` lines.
+        Files without a template get plain `User:` and `Assistant:` lines. Special tokens that are
+        written out in a message count as such.
         """
         _check_messages(messages)
         try:
