@@ -133,8 +133,15 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
             bos_token=self._token_text(self.token_bos()),
         )
         if not template and not {"chat_format", "chat_handler"} & set(kwargs):
-            self._chat_handlers["plain"] = self._template.to_chat_handler()
+            handler = llama_cpp.llama_chat_format.chat_formatter_to_chat_completion_handler
+            self._chat_handlers["plain"] = handler(self._plain)
             self.chat_format: str | None = "plain"
+
+    def _plain(self, **arguments: Any) -> Any:
+        """The plain template for create_chat_completion, with the stop strings it needs."""
+        formatted = self._template(**arguments)
+        formatted.stop = [*PLAIN_STOP, *formatted.stop]
+        return formatted
 
     @classmethod
     def from_checkpoint(
