@@ -48,6 +48,37 @@ def test_shared_equals_written_out_on_stock(name, kind, stock_lib, tmp_path):
     assert ours == greedy(OURS, tmp_path / "plain.gguf", PROMPTS, flash=True)
 
 
+SHIFT = """
+import json, sys
+import llama_cpp
+path, prompt = json.loads(sys.argv[1])
+llm = llama_cpp.Llama(path, n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False)
+llm.eval(prompt)
+memory = llama_cpp.llama_get_memory(llm.ctx)
+assert llama_cpp.llama_memory_seq_rm(memory, 0, 4, 24)
+llama_cpp.llama_memory_seq_add(memory, 0, 24, -1, -20)  # rotates the keys of every layer
+llm.n_tokens -= 20
+answer = []
+for _ in range(32):
+    answer.append(llm.sample(temp=0.0))
+    llm.eval(answer[-1:])
+print(json.dumps(answer))
+"""
+
+
+def test_a_shifted_context_equals_stock(stock_lib, tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "shared", **SHAPE)
+    plain = written_out(checkpoint, tmp_path / "plain", SCHEDULES["immediate"])
+    convert_checkpoint(checkpoint, tmp_path / "s.gguf", type="f32", schedule="immediate")
+    convert_checkpoint(plain, tmp_path / "p.gguf", type="f32")
+    ours = run_on(OURS, SHIFT, [str(tmp_path / "s.gguf"), PROMPTS[2]])
+    stock = run_on(stock_lib, SHIFT, [str(tmp_path / "p.gguf"), PROMPTS[2]])
+    assert ours.returncode == 0, ours.stderr[-2000:]
+    assert ours.stdout == stock.stdout
+    (unshifted,) = greedy(OURS, tmp_path / "s.gguf", [PROMPTS[2]], n=32)
+    assert json.loads(ours.stdout) != unshifted
+
+
 def test_base_file_equals_that_of_the_stock_converter(stock_lib, llama_cpp_source, tmp_path):
     checkpoint = make_checkpoint(tmp_path / "c", architecture="LlamaForCausalLM", **SHAPE)
     convert_checkpoint(checkpoint, tmp_path / "ours.gguf", type="f16")
