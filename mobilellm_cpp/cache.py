@@ -71,7 +71,7 @@ def resolve(model: str | None, type: str | None = None, progress: Progress | Non
     path = Path(model)
     if path.is_file():
         if type:
-            raise ModelError(f"{model}: is a file; a weight type is for checkpoints to convert")
+            raise ModelError(f"{model} is a file; a weight type is for checkpoints to convert")
         return path
     if not model or (model.endswith(".gguf") and not path.exists()):
         raise ModelError(f"{model or 'an empty name'}: no such file")
