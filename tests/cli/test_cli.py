@@ -153,7 +153,7 @@ def answers(place, questions, *, ctx=0, system=None, n=512):
 
 def test_chat_through_a_pipe(place):
     lines = "hello\n\nhow are you\n/exit\nunheard\n"
-    done = run(place, "chat", "tiny", "-n", "6", "--temperature", "0", stdin=lines)
+    done = run(place, "chat", "tiny", "-t", "1", "-n", "6", "--temperature", "0", stdin=lines)
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout == answers(place, ["hello", "how are you"], n=6)
     assert done.stdout.strip()
@@ -167,7 +167,7 @@ def test_chat_commands_through_a_pipe(place):
 
 def test_chat_goes_on_when_the_context_is_full(place):
     questions = [f"tell me about number {i}" for i in range(12)]
-    options = ("--ctx", "96", "-n", "16", "-s", "be brief", "--temperature", "0")
+    options = ("-t", "1", "--ctx", "96", "-n", "16", "-s", "be brief", "--temperature", "0")
     done = run(place, "chat", "tiny", *options, stdin="\n".join(questions))
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout == answers(place, questions, ctx=96, system="be brief", n=16)

