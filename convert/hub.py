@@ -56,9 +56,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _weights(files: set[str]) -> list[str]:
-    """Patterns of the weight files; safetensors are preferred."""
+    """The weight files to fetch; safetensors are preferred. Shards may have any name."""
     if SAFETENSORS in files:
         return [SAFETENSORS]
+    index, ending = TORCH_INDEX, ".bin"
     if SAFETENSORS_INDEX in files:
-        return [SAFETENSORS_INDEX, "model-*.safetensors"]
-    return [TORCH] if TORCH in files else [TORCH_INDEX, "pytorch_model-*.bin"]
+        index, ending = SAFETENSORS_INDEX, ".safetensors"
+    elif TORCH in files:
+        return [TORCH]
+    return [index, *sorted(name for name in files if name.endswith(ending) and "/" not in name)]
