@@ -5,7 +5,7 @@ import os
 from collections import Counter
 
 from .errors import ModelError
-from .gguf_file import GGUFFile, block_schedule, kv_bytes_per_token, open_gguf
+from .gguf_file import GGUFFile, block_schedule, is_count, kv_bytes_per_token, open_gguf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
     with open_gguf(path) as file:
         try:
             return _describe(os.fspath(path), file)
-        except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        except (ModelError, ValueError) as error:
             raise ModelError(
                 f"{os.fspath(path)}: no language model that we know: {error}"
             ) from error
@@ -67,9 +67,9 @@ def _describe(path: str, file: GGUFFile) -> Description:
 
     def number(key: str, default: int | None = None) -> int:
         value = file.get(f"{arch}.{key}", default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_count(value):
             raise ValueError(f"{arch}.{key} is {'missing' if value is None else value}")
-        return value
+        return int(value)
 
     schedule = block_schedule(file)
     stored = number("block_count")

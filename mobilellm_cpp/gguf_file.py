@@ -124,7 +124,7 @@ def block_schedule(file: GGUFFile) -> list[int]:
     """The stored block of each executed layer. Raises ModelError for what no model can have."""
     arch = file.get("general.architecture")
     stored = file.get(f"{arch}.block_count", 0)
-    if not _is_count(stored) or stored > MAX_LAYERS:
+    if not is_count(stored) or stored > MAX_LAYERS:
         raise ModelError(f"{arch}.block_count is {stored}, outside 1 to {MAX_LAYERS}")
     schedule = file.get(f"{arch}.block_schedule", list(range(stored)))
     sound = isinstance(schedule, list) and 0 < len(schedule) <= MAX_LAYERS
@@ -136,7 +136,7 @@ def block_schedule(file: GGUFFile) -> list[int]:
 def context_length(file: GGUFFile) -> int:
     """The context in tokens that a model was trained for; 0 when its file does not say."""
     value = file.get(f"{file.get('general.architecture')}.context_length")
-    return value if _is_count(value) else 0
+    return value if is_count(value) else 0
 
 
 def kv_bytes_per_token(file: GGUFFile) -> int:
@@ -145,13 +145,14 @@ def kv_bytes_per_token(file: GGUFFile) -> int:
     heads = file.get(f"{arch}.attention.head_count")
     kv_heads = file.get(f"{arch}.attention.head_count_kv", heads)
     width = file.get(f"{arch}.embedding_length")
-    if not (_is_count(heads) and _is_count(kv_heads) and _is_count(width)):
+    if not (is_count(heads) and is_count(kv_heads) and is_count(width)):
         return 0
     head_size = file.get(f"{arch}.attention.key_length", width // heads)
-    if not _is_count(head_size):
+    if not is_count(head_size):
         return 0
     return len(block_schedule(file)) * int(kv_heads) * int(head_size) * 2 * 2
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value of a file is a whole number above 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

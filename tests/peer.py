@@ -1,10 +1,13 @@
-"""Greedy decoding in a process of its own, over any libllama: the stock one or ours."""
+"""Comparing with a peer: greedy tokens of any libllama, the tensors of two files."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader
 
 SCRIPT = """
 import json, sys
@@ -40,3 +43,14 @@ def greedy(
     assert done.returncode == 0, done.stderr[-2000:]
     answers: list[list[int]] = json.loads(done.stdout)
     return answers
+
+
+def assert_same_tensors(ours: GGUFReader, theirs: GGUFReader) -> None:
+    """The same names, types, shapes and bytes."""
+    expected = {tensor.name: tensor for tensor in theirs.tensors}
+    assert {tensor.name for tensor in ours.tensors} == set(expected)
+    for tensor in ours.tensors:
+        twin = expected[tensor.name]
+        assert tensor.tensor_type == twin.tensor_type, tensor.name
+        assert tensor.shape.tolist() == twin.shape.tolist(), tensor.name
+        assert np.array_equal(tensor.data.view(np.uint8), twin.data.view(np.uint8)), tensor.name

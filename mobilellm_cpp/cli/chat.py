@@ -64,7 +64,7 @@ def _say(pieces: Iterator[str]) -> None:
 
 def _questions(conversation: Any) -> Iterator[str]:
     """What the user says, without commands, until the end."""
-    for line in _terminal_lines() if sys.stdin.isatty() else _piped_lines():
+    for line in _terminal_lines() if sys.stdin.isatty() else sys.stdin:
         text = line.strip()
         if text == "/exit":
             return
@@ -76,10 +76,6 @@ def _questions(conversation: Any) -> Iterator[str]:
             print(f"{text} is no command. {HELP}", file=sys.stderr)
         elif text:
             yield text
-
-
-def _piped_lines() -> Iterator[str]:
-    yield from sys.stdin
 
 
 def _terminal_lines() -> Iterator[str]:

@@ -6,7 +6,6 @@
 #include "mobilellm.h"
 
 #include <cmath>
-#include <cstring>
 #include <regex>
 #include <set>
 #include <string_view>

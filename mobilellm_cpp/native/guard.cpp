@@ -6,8 +6,6 @@
 #include "ggml.h"
 
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -36,6 +34,20 @@ void keep_errors(ggml_log_level level, const char * text, void *) {
     if (outer_log && (depth == 0 || !quiet)) {
         outer_log(level, text, outer_log_data);
     }
+}
+
+// What work returns; failed, with a reason, when it throws.
+template <typename Result, typename Work>
+Result under_guard(Result failed, Work work) {
+    mobilellm_guard_begin(true);
+    Result result = failed;
+    try {
+        result = work();
+    } catch (const std::exception & error) {
+        reason = error.what();
+    }
+    mobilellm_guard_end();
+    return result;
 }
 
 }  // namespace
@@ -68,37 +80,15 @@ const char * mobilellm_guard_reason() {
 
 int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
                            int32_t capacity, bool add_special, bool parse_special) {
-    mobilellm_guard_begin(true);
-    int32_t n = INT32_MIN;
-    try {
-        n = llama_tokenize(vocab, text, length, tokens, capacity, add_special, parse_special);
-    } catch (const std::exception & error) {
-        reason = error.what();
-    }
-    mobilellm_guard_end();
-    return n;
+    return under_guard(
+        INT32_MIN, [&] { return llama_tokenize(vocab, text, length, tokens, capacity, add_special, parse_special); });
 }
 
 int32_t mobilellm_decode(llama_context * ctx, llama_batch batch) {
-    mobilellm_guard_begin(true);
-    int32_t result = INT32_MIN;
-    try {
-        result = llama_decode(ctx, batch);
-    } catch (const std::exception & error) {
-        reason = error.what();
-    }
-    mobilellm_guard_end();
-    return result;
+    return under_guard(INT32_MIN, [&] { return llama_decode(ctx, batch); });
 }
 
 gguf_context * mobilellm_gguf_open(const char * path) {
-    mobilellm_guard_begin(true);
-    gguf_context * file = nullptr;
-    try {
-        file = gguf_init_from_file(path, { /*no_alloc*/ true, /*ctx*/ nullptr });
-    } catch (const std::exception & error) {
-        reason = error.what();
-    }
-    mobilellm_guard_end();
-    return file;
+    return under_guard<gguf_context *>(
+        nullptr, [&] { return gguf_init_from_file(path, { /*no_alloc*/ true, /*ctx*/ nullptr }); });
 }

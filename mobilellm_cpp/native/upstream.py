@@ -9,7 +9,6 @@ no patch program). The cache is $MOBILELLM_BUILD_CACHE, by default ~/.cache/mobi
 """
 
 import argparse
-import contextlib
 import hashlib
 import os
 import re
@@ -97,8 +96,11 @@ def fetch() -> Path:
             else:
                 tar.extractall(tmp)  # the sha256 is checked, so the paths are known
         (vendored,) = Path(tmp).glob("*/vendor/llama.cpp")
-        with contextlib.suppress(OSError):  # another build was faster
+        try:
             os.replace(vendored, dest)
+        except OSError:
+            if not dest.exists():  # else another build was faster
+                raise
     return dest
 
 

@@ -11,9 +11,11 @@ import pexpect
 import pytest
 from checkpoints import make_checkpoint
 from gguf_edit import ARRAY, STRING, U32, rewrite
+from mobilellm_cpp.quant.types import OUTPUT_TYPES
 
 from mobilellm_cpp import MobileLLM
 from mobilellm_cpp.chat import Conversation
+from mobilellm_cpp.cli.common import WeightType
 
 MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
 
@@ -62,6 +64,10 @@ def test_help_is_light():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in ("convert", "chat", "generate", "inspect"))
+
+
+def test_the_types_of_the_help_are_those_of_the_converter():
+    assert [kind.value for kind in WeightType] == list(OUTPUT_TYPES)
 
 
 def test_version(place):
@@ -123,7 +129,8 @@ def test_inspect_refuses(place, tmp_path):
     run(place, "convert", "tiny", "-o", "good.gguf")
     many = {"mobilellm.block_count": (30_000_000, U32), "mobilellm.block_schedule": None}
     rewrite(place / "good.gguf", tmp_path / "many.gguf", many)
-    assert_sentence(run(place, "inspect", tmp_path / "many.gguf"), "block_count is 30000000")
+    many_blocks = ("many.gguf: ", "block_count is 30000000")
+    assert_sentence(run(place, "inspect", tmp_path / "many.gguf"), *many_blocks)
     order = {"mobilellm.block_schedule": (["a", "b"], ARRAY, STRING)}
     rewrite(place / "good.gguf", tmp_path / "order.gguf", order)
     assert_sentence(run(place, "inspect", tmp_path / "order.gguf"), "block_schedule is no order")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from gguf import GGUFReader
 from mobilellm_cpp.convert import convert_checkpoint
+from peer import assert_same_tensors
 
 NAMES = ("tied-bf16", "untied", "odd-rows-v1", "Padded-Vocab")
 LABELS = {f"general.{k}" for k in ("size_label", "basename", "version", "finetune")}
@@ -31,13 +31,7 @@ def test_same_file(
     }
     assert set(other) - set(own) <= LABELS
 
-    expected = {tensor.name: tensor for tensor in theirs.tensors}
-    assert {tensor.name for tensor in ours.tensors} == set(expected)
-    for tensor in ours.tensors:
-        twin = expected[tensor.name]
-        assert tensor.tensor_type == twin.tensor_type, tensor.name
-        assert tensor.shape.tolist() == twin.shape.tolist(), tensor.name
-        assert np.array_equal(tensor.data.view(np.uint8), twin.data.view(np.uint8)), tensor.name
+    assert_same_tensors(ours, theirs)
     assert report.n_params == sum(int(tensor.n_elements) for tensor in theirs.tensors)
 
 

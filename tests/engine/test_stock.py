@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from checkpoints import executed, make_checkpoint
 from gguf import GGUFReader
-from peer import greedy, run_on
+from peer import assert_same_tensors, greedy, run_on
 from safetensors.numpy import load_file, save_file
 
 from mobilellm_cpp import MobileLLM, convert_checkpoint, library
@@ -121,9 +121,7 @@ def test_llama_quantize_runs_on_a_shared_file(kind, ftype, tmp_path):
     target = tmp_path / "quantized.gguf"
     done = run_on(OURS, QUANTIZE, [str(tmp_path / "f32.gguf"), str(target), ftype])
     assert done.returncode == 0, done.stderr[-2000:]
-    direct = {t.name: t for t in GGUFReader(tmp_path / "direct.gguf").tensors}
-    for tensor in GGUFReader(target).tensors:
-        assert np.array_equal(tensor.data, direct[tensor.name].data), tensor.name
+    assert_same_tensors(GGUFReader(tmp_path / "direct.gguf"), GGUFReader(target))
     assert greedy(OURS, target, PROMPTS) == greedy(OURS, tmp_path / "direct.gguf", PROMPTS)
 
 

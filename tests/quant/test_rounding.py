@@ -15,6 +15,7 @@ from checkpoints import make_checkpoint
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFReader, dequantize
 from mobilellm_cpp.convert import convert_checkpoint
+from peer import assert_same_tensors
 
 FILE_TYPES = {"q4_0": 2, "q8_0": 7}
 
@@ -83,13 +84,7 @@ def test_same_as_llama_quantize(
     assert {f.name: (f.types, f.contents()) for f in ours.fields.values()} == {
         f.name: (f.types, f.contents()) for f in theirs.fields.values()
     }
-    expected = {tensor.name: tensor for tensor in theirs.tensors}
-    assert {tensor.name for tensor in ours.tensors} == set(expected)
-    for tensor in ours.tensors:
-        twin = expected[tensor.name]
-        assert tensor.tensor_type == twin.tensor_type, tensor.name
-        assert tensor.shape.tolist() == twin.shape.tolist(), tensor.name
-        assert np.array_equal(tensor.data.view(np.uint8), twin.data.view(np.uint8)), tensor.name
+    assert_same_tensors(ours, theirs)
 
 
 @pytest.mark.parametrize(
