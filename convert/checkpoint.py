@@ -16,12 +16,16 @@ from .torch_file import read_torch
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX)
+INDEXES = (SAFETENSORS_INDEX, TORCH_INDEX)
 
 TOKENIZER_FILES = (
     "tokenizer.model",
+    "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "generation_config.json",
 )
 
 
@@ -51,7 +55,7 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """All files that a conversion reads."""
-        names = ("config.json", SAFETENSORS_INDEX, TORCH_INDEX, *TOKENIZER_FILES)
+        names = ("config.json", *INDEXES, *TOKENIZER_FILES)
         paths = [*(self.folder / name for name in names), *self.weights]
         return sorted(path for path in paths if path.exists())
 
@@ -123,6 +127,8 @@ def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
     """The checkpoint in a local folder, or else one fetched by its hub id."""
     folder = Path(source).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{source} is a folder here: a revision is one of a hub id.")
         return Checkpoint(folder, folder.resolve().name)
     if folder.exists():
         raise CheckpointError(f"{source} is a file: give the folder that holds config.json.")
