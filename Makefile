@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
-    $(shell find convert quant mobilellm_cpp -type f -not -name '*.pyc')
+    $(shell find convert quant kernels mobilellm_cpp -type f -not -name '*.pyc')
 
 .PHONY: demo test lint stock sanitize clean
 
@@ -21,13 +21,15 @@ demo: .venv/installed
 	    echo '> Hello! Who are you?'; echo 'Hello! Who are you?' | $(BIN)/mobilellm chat; fi
 
 test: lint .venv/tests-installed stock
-	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" $(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/cmake --build build/wheel --target kernels_test >/dev/null
+	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" \
+	    MOBILELLM_KERNELS_TEST="$(CURDIR)/build/wheel/kernels_test" $(BIN)/pytest $(PYTEST_ARGS)
 
 lint: .venv/tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p mobilellm_cpp  # as installed
-	$(BIN)/clang-format --dry-run --Werror $(shell find mobilellm_cpp/native tests/native -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $(shell find kernels mobilellm_cpp/native tests/native -name '*.cpp' -o -name '*.h')
 
 .venv/created:
 	$(PYTHON) -m venv .venv
@@ -60,12 +62,14 @@ stock: .venv/created
 	    cp mobilellm_cpp/native/flags.cmake "$$build/done" || { tail -n 20 "$$build.log"; exit 1; }; \
 	fi
 
-# The hostile files of the tests again, with a C++ program and all libraries under ASan and UBSan.
+# The hostile files of the tests and the kernels again, with C++ programs and all libraries under ASan and UBSan.
 sanitize: .venv/tests-installed
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
 	    -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DMOBILELLM_SANITIZE=ON -DGGML_OPENMP=OFF >/dev/null
-	$(BIN)/cmake --build build/sanitize --target use_file
-	MOBILELLM_USE_FILE="$(CURDIR)/build/sanitize/use_file" $(BIN)/pytest tests/engine/test_hostile.py
+	$(BIN)/cmake --build build/sanitize --target use_file kernels_test
+	MOBILELLM_USE_FILE="$(CURDIR)/build/sanitize/use_file" \
+	    MOBILELLM_KERNELS_TEST="$(CURDIR)/build/sanitize/kernels_test" \
+	    $(BIN)/pytest tests/engine/test_hostile.py tests/kernels
 
 clean:
 	rm -rf .venv build

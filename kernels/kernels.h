@@ -1,0 +1,90 @@
+// Packed weights and what multiplies them. One file per instruction set fills the table `kernels`; scalar.cpp
+// is the truth: integer parts of the others are equal to its, float results to 1e-5 of the sum of magnitudes.
+//
+// A packed matrix is rows in groups of 16, so that one block of activations serves 16 rows from one register.
+// The last group is filled up with zero rows. Groups follow each other; all columns of one group are together:
+//
+//     scales   n_blocks × 16 fp16     scale of row r in block b at 2 · (16 b + r); padded to 64 bytes
+//     quants   n_blocks × chunks      a chunk is 64 bytes, 4 of each row: byte 4 r + c belongs to row r
+//
+//              block    chunks   byte c of row r in chunk i holds
+//     Q4_0     32 cols  4        column 4i + c in its low nibble, 16 + 4i + c in its high nibble
+//     Q8_0     32 cols  8        column 4i + c
+//     Q2_0     64 cols  4        columns 4i + c + (0, 16, 32, 48) in bits 0-1, 2-3, 4-5, 6-7
+//
+// So 4 bytes of a row always stand against 4 neighbouring activations, which is what dot-product instructions take.
+
+#pragma once
+
+#include "ggml.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mobilellm {
+
+constexpr int64_t GROUP = 16;  // rows of a group
+constexpr int64_t BLOCK = 32;  // columns that share an activation scale
+
+struct matrix {
+    ggml_type       type;
+    int64_t         n_cols;
+    int64_t         n_rows;
+    const uint8_t * data;  // 64-byte aligned
+
+    int64_t n_groups() const { return (n_rows + GROUP - 1) / GROUP; }
+
+    int64_t n_blocks() const { return n_cols / BLOCK; }
+};
+
+// 32 quantized activations: x ≈ d · q with |q| ≤ 127 and d = max|x| / 127. Blocks whose largest value is below
+// 1e-30 count as zero; where x holds a NaN or an infinity q is 0 and d is NaN, so that the result is NaN.
+struct activations {
+    int8_t  q[BLOCK];
+    float   d;
+    int32_t negative_sum;  // -Σ q: weights are stored with an offset (8, 1) that this takes back
+};
+
+// True for the types above in rows that divide by 64.
+bool packable(ggml_type type, int64_t n_cols);
+
+// Bytes of one group, of a whole matrix (both multiples of 64), and of one row of activations.
+size_t group_size(ggml_type type, int64_t n_cols);
+size_t packed_size(ggml_type type, int64_t n_cols, int64_t n_rows);
+size_t activation_size(int64_t n_cols);
+
+// Packs groups [g0, g1) of a matrix whose rows lie one after the other as in GGUF; `out` is where group 0 goes.
+void pack(ggml_type type, int64_t n_cols, int64_t n_rows, const void * rows, int64_t g0, int64_t g1, uint8_t * out);
+
+// One row again: as in GGUF, byte for byte, and as floats.
+void unpack(const matrix & m, int64_t row, void * out);
+void unpack_row(const matrix & m, int64_t row, float * out);
+
+struct kernels {
+    const char * name;
+
+    // n_cols floats -> activation_size(n_cols) bytes, 4-byte aligned; the same bytes from every instruction set
+    void (*quantize)(const float * x, int64_t n_cols, activations * out);
+
+    // y[r] = Σ over columns of blocks [b0, b1) of m[r] · q, for the rows r of groups [g0, g1); b0 and b1 are even.
+    // Prefetches ahead in the stream of weights and, at its end, from `next` on (nullptr: nothing), where the
+    // calling thread reads next.
+    void (*matvec)(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q, float * y,
+                   const void * next);
+
+    // The same over all columns for n_tokens rows of activations, activation_size(n_cols) bytes apart; y of token t
+    // begins at y + t · stride. Any n_tokens, 0 and 1 too; each token's result is that of matvec, bit for bit.
+    void (*matmat)(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
+                   int64_t stride, const void * next);
+};
+
+const kernels & scalar();
+const kernels * avx2();        // nullptr where compiler or processor lacks it
+const kernels * avx512vnni();  // likewise
+const kernels & best();        // the fastest this processor runs; chosen once
+
+// Whether a tensor's data is packed (it lies in the buffer type of packed_buffer.h), and its matrix when it is.
+bool   packed(const ggml_tensor * tensor);
+matrix as_matrix(const ggml_tensor * tensor);
+
+}  // namespace mobilellm

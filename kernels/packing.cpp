@@ -1,0 +1,177 @@
+// GGUF rows <-> packed groups, and the choice of kernels. The layout is drawn in kernels.h.
+
+#include "kernels.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace mobilellm {
+
+namespace {
+
+// How one block of a row looks in GGUF: an fp16 scale, then the quants.
+struct format {
+    int64_t columns;
+    int64_t chunks;  // of 4 bytes a row
+
+    int64_t bytes() const { return 2 + 4 * chunks; }
+};
+
+format format_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_Q4_0:
+            return { 32, 4 };
+        case GGML_TYPE_Q8_0:
+            return { 32, 8 };
+        case GGML_TYPE_Q2_0:
+            return { 64, 4 };
+        default:
+            return { 0, 0 };
+    }
+}
+
+size_t padded(size_t size) {
+    return (size + 63) / 64 * 64;
+}
+
+size_t scales_size(ggml_type type, int64_t n_cols) {
+    return padded(n_cols / format_of(type).columns * GROUP * 2);
+}
+
+// 4 × 4 bit pairs, transposed: pair c of byte k goes to pair k of byte c. Its own inverse.
+uint32_t transposed(uint32_t x) {
+    uint32_t t = (x ^ (x >> 6)) & 0x00CC00CC;
+    x ^= t ^ (t << 6);
+    t = (x ^ (x >> 12)) & 0x0000F0F0;
+    return x ^ t ^ (t << 12);
+}
+
+// The quants of a Q2_0 block: GGUF has columns 4k .. 4k+3 in byte k, we have 16j + k for j = 0 .. 3. Seen as
+// 16 × 4 pairs of bits, that is GGUF's row 4j + m, pair c, to our byte 4m + c, pair j.
+void from_gguf_q2_0(const uint8_t * in, uint8_t * out) {
+    for (int m = 0; m < 4; ++m) {
+        const uint32_t x = in[m] | in[4 + m] << 8 | in[8 + m] << 16 | uint32_t(in[12 + m]) << 24;
+        const uint32_t y = transposed(x);
+        std::memcpy(out + 4 * m, &y, 4);
+    }
+}
+
+void to_gguf_q2_0(const uint8_t * in, uint8_t * out) {
+    for (int m = 0; m < 4; ++m) {
+        uint32_t y;
+        std::memcpy(&y, in + 4 * m, 4);
+        const uint32_t x = transposed(y);
+        for (int j = 0; j < 4; ++j) {
+            out[4 * j + m] = uint8_t(x >> (8 * j));
+        }
+    }
+}
+
+// Block b of a row as in GGUF.
+void unpack_block(const matrix & m, int64_t row, int64_t b, uint8_t * out) {
+    const format    f      = format_of(m.type);
+    const uint8_t * group  = m.data + row / GROUP * group_size(m.type, m.n_cols);
+    const uint8_t * quants = group + scales_size(m.type, m.n_cols) + b * f.chunks * 64;
+    const int64_t   r      = row % GROUP;
+
+    uint8_t bytes[32];
+    for (int64_t i = 0; i < f.chunks; ++i) {
+        std::memcpy(bytes + 4 * i, quants + 64 * i + 4 * r, 4);
+    }
+    std::memcpy(out, group + 2 * (GROUP * b + r), 2);
+    if (m.type == GGML_TYPE_Q2_0) {
+        to_gguf_q2_0(bytes, out + 2);
+    } else {
+        std::memcpy(out + 2, bytes, 4 * f.chunks);
+    }
+}
+
+}  // namespace
+
+bool packable(ggml_type type, int64_t n_cols) {
+    return format_of(type).columns > 0 && n_cols > 0 && n_cols % 64 == 0;
+}
+
+size_t group_size(ggml_type type, int64_t n_cols) {
+    const format f = format_of(type);
+    return scales_size(type, n_cols) + n_cols / f.columns * f.chunks * 64;
+}
+
+size_t packed_size(ggml_type type, int64_t n_cols, int64_t n_rows) {
+    return (n_rows + GROUP - 1) / GROUP * group_size(type, n_cols);
+}
+
+size_t activation_size(int64_t n_cols) {
+    return padded(n_cols / BLOCK * sizeof(activations));
+}
+
+void pack(ggml_type type, int64_t n_cols, int64_t n_rows, const void * rows, int64_t g0, int64_t g1, uint8_t * out) {
+    const format  f        = format_of(type);
+    const int64_t n_blocks = n_cols / f.columns;
+    const size_t  row_size = n_blocks * f.bytes();
+    const size_t  size     = group_size(type, n_cols);
+
+    for (int64_t g = g0; g < g1; ++g) {
+        uint8_t *       group  = out + g * size;
+        uint8_t *       quants = group + scales_size(type, n_cols);
+        const uint8_t * row    = static_cast<const uint8_t *>(rows) + g * GROUP * row_size;
+        const int64_t   n      = std::min(GROUP, n_rows - g * GROUP);
+
+        if (n < GROUP) {
+            std::memset(group, 0, size);
+        } else {
+            std::memset(group + n_blocks * GROUP * 2, 0, scales_size(type, n_cols) - n_blocks * GROUP * 2);
+        }
+        for (int64_t b = 0; b < n_blocks; ++b) {
+            for (int64_t r = 0; r < n; ++r) {
+                const uint8_t * in = row + r * row_size + b * f.bytes();
+                std::memcpy(group + 2 * (GROUP * b + r), in, 2);
+                in += 2;
+                uint8_t shuffled[16];
+                if (type == GGML_TYPE_Q2_0) {
+                    from_gguf_q2_0(in, shuffled);
+                    in = shuffled;
+                }
+                for (int64_t i = 0; i < f.chunks; ++i) {
+                    std::memcpy(quants + 64 * (b * f.chunks + i) + 4 * r, in + 4 * i, 4);
+                }
+            }
+        }
+    }
+}
+
+void unpack(const matrix & m, int64_t row, void * out) {
+    const format f = format_of(m.type);
+    for (int64_t b = 0; b < m.n_cols / f.columns; ++b) {
+        unpack_block(m, row, b, static_cast<uint8_t *>(out) + b * f.bytes());
+    }
+}
+
+void unpack_row(const matrix & m, int64_t row, float * out) {
+    const format f        = format_of(m.type);
+    const auto   to_float = ggml_get_type_traits(m.type)->to_float;
+    for (int64_t b = 0; b < m.n_cols / f.columns; ++b) {
+        alignas(8) uint8_t block[34];
+        unpack_block(m, row, b, block);
+        to_float(block, out + b * f.columns, f.columns);
+    }
+}
+
+#ifndef MOBILELLM_AVX2
+const kernels * avx2() {
+    return nullptr;
+}
+#endif
+
+#ifndef MOBILELLM_AVX512VNNI
+const kernels * avx512vnni() {
+    return nullptr;
+}
+#endif
+
+const kernels & best() {
+    static const kernels & chosen = avx512vnni() ? *avx512vnni() : avx2() ? *avx2() : scalar();
+    return chosen;
+}
+
+}  // namespace mobilellm

@@ -1,0 +1,91 @@
+// The kernels in plain C++: what every other file must equal.
+
+#include "kernels.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace mobilellm {
+
+namespace {
+
+void quantize(const float * x, int64_t n_cols, activations * out) {
+    for (int64_t b = 0; b < n_cols / BLOCK; ++b, x += BLOCK, ++out) {
+        float largest = 0.0f;
+        bool  finite  = true;
+        for (int64_t i = 0; i < BLOCK; ++i) {
+            largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
+            finite  = finite && std::isfinite(x[i]);
+        }
+        out->negative_sum = 0;
+        if (!finite || largest < 1e-30f) {
+            std::memset(out->q, 0, sizeof(out->q));
+            out->d = finite ? 0.0f : NAN;
+            continue;
+        }
+        const float factor = 127.0f / largest;
+        for (int64_t i = 0; i < BLOCK; ++i) {
+            out->q[i] = int8_t(std::nearbyint(x[i] * factor));
+            out->negative_sum -= out->q[i];
+        }
+        out->d = largest / 127.0f;
+    }
+}
+
+// The weight of row r that stands against column `col` of a block of activations.
+int weight(ggml_type type, const uint8_t * quants, int64_t block, int64_t col, int64_t r) {
+    const int64_t at = 4 * r + col % 4;
+    switch (type) {
+        case GGML_TYPE_Q4_0: {
+            const uint8_t both = quants[256 * block + 64 * (col % 16 / 4) + at];
+            return (col < 16 ? both & 15 : both >> 4) - 8;
+        }
+        case GGML_TYPE_Q8_0:
+            return int8_t(quants[512 * block + 64 * (col / 4) + at]);
+        default:  // Q2_0: two blocks of activations in one of weights
+        {
+            const int64_t in = block % 2 * BLOCK + col;
+            return (quants[256 * (block / 2) + 64 * (in % 16 / 4) + at] >> (in / 16 * 2) & 3) - 1;
+        }
+    }
+}
+
+void matvec(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q, float * y,
+            const void *) {
+    const int64_t per_scale = m.type == GGML_TYPE_Q2_0 ? 2 : 1;  // blocks of activations
+    const size_t  quants_at = (m.n_blocks() / per_scale * GROUP * 2 + 63) / 64 * 64;
+
+    for (int64_t row = g0 * GROUP; row < g1 * GROUP && row < m.n_rows; ++row) {
+        const uint8_t * group = m.data + row / GROUP * group_size(m.type, m.n_cols);
+        const int64_t   r     = row % GROUP;
+
+        float sum = 0.0f;
+        for (int64_t b = b0; b < b1; ++b) {
+            int32_t dot = 0;
+            for (int64_t col = 0; col < BLOCK; ++col) {
+                dot += weight(m.type, group + quants_at, b, col, r) * q[b].q[col];
+            }
+            ggml_fp16_t scale;
+            std::memcpy(&scale, group + 2 * (GROUP * (b / per_scale) + r), 2);
+            sum += float(dot) * q[b].d * ggml_fp16_to_fp32(scale);
+        }
+        y[row] = sum;
+    }
+}
+
+void matmat(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
+            int64_t stride, const void * next) {
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        const auto * row = reinterpret_cast<const uint8_t *>(q) + t * activation_size(m.n_cols);
+        matvec(m, g0, g1, 0, m.n_blocks(), reinterpret_cast<const activations *>(row), y + t * stride, next);
+    }
+}
+
+}  // namespace
+
+const kernels & scalar() {
+    static const kernels table = { "scalar", quantize, matvec, matmat };
+    return table;
+}
+
+}  // namespace mobilellm

@@ -1,0 +1,329 @@
+// Packing and every kernel this machine runs, against the scalar twin, and the twin against ggml's own rows in
+// doubles. Prints a line for each set of kernels; the first mismatch ends it with exit code 1.
+
+#include "kernels.h"
+
+#include "ggml.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <random>
+#include <string>
+#include <vector>
+
+using namespace mobilellm;
+
+namespace {
+
+std::mt19937 generator(1);
+
+int uniform(int low, int high) {
+    return std::uniform_int_distribution<int>(low, high)(generator);
+}
+
+float normal() {
+    return std::normal_distribution<float>()(generator);
+}
+
+[[noreturn]] void fail(const std::string & what) {
+    std::printf("FAILED: %s\n", what.c_str());
+    std::exit(1);
+}
+
+// Memory on 64 bytes that ends where it ends, so that AddressSanitizer sees a read too far.
+struct aligned_free {
+    void operator()(uint8_t * memory) const { ::operator delete[](memory, std::align_val_t(64)); }
+};
+
+using aligned_memory = std::unique_ptr<uint8_t[], aligned_free>;
+
+aligned_memory aligned(size_t size) {
+    aligned_memory memory(static_cast<uint8_t *>(::operator new[](size, std::align_val_t(64))));
+    std::memset(memory.get(), 0xA5, size);
+    return memory;
+}
+
+struct block_shape {
+    ggml_type type;
+    int64_t   columns;
+    size_t    quants;
+};
+
+const block_shape SHAPES[] = {
+    { GGML_TYPE_Q4_0, 32, 16 },
+    { GGML_TYPE_Q8_0, 32, 32 },
+    { GGML_TYPE_Q2_0, 64, 16 },
+};
+
+// What fills weights and activations. Scales of random bits are fp16 without infinities and NaNs.
+enum class filling { ordinary, random_bits, extremes, zero_scales, denormals, huge, integers };
+
+const filling FILLINGS[] = { filling::ordinary,  filling::random_bits, filling::extremes, filling::zero_scales,
+                             filling::denormals, filling::huge,        filling::integers };
+
+uint16_t scale_bits(filling f) {
+    const bool sign = uniform(0, 1);
+    switch (f) {
+        case filling::ordinary:
+        case filling::extremes:
+            return ggml_fp32_to_fp16(0.02f * normal());
+        case filling::random_bits:
+            return uint16_t(sign << 15 | uniform(0, 0x7BFF));
+        case filling::zero_scales:
+            return uniform(0, 3) ? uint16_t(sign << 15) : ggml_fp32_to_fp16(0.02f);
+        case filling::denormals:
+            return uint16_t(sign << 15 | uniform(1, 0x3FF));
+        case filling::huge:
+            return uint16_t(sign << 15 | 0x7BFF);
+        default:
+            return ggml_fp32_to_fp16(1.0f);
+    }
+}
+
+std::vector<uint8_t> random_rows(const block_shape & shape, int64_t n_cols, int64_t n_rows, filling f) {
+    std::vector<uint8_t> rows(n_cols / shape.columns * n_rows * (2 + shape.quants));
+    for (size_t at = 0; at < rows.size(); at += 2 + shape.quants) {
+        const uint16_t scale = scale_bits(f);
+        std::memcpy(&rows[at], &scale, 2);
+        for (size_t i = 0; i < shape.quants; ++i) {
+            const uint8_t ends[] = { 0x00, 0xFF, 0x80, 0x7F, 0x81, 0x0F, 0xF0 };
+            rows[at + 2 + i]     = f == filling::extremes || f == filling::huge ? ends[uniform(0, 6)] : uniform(0, 255);
+        }
+        if (f == filling::extremes && uniform(0, 1)) {  // a whole block of one value
+            std::memset(&rows[at + 2], rows[at + 2], shape.quants);
+        }
+    }
+    return rows;
+}
+
+std::vector<float> random_input(int64_t n, filling f) {
+    std::vector<float> x(n);
+    const float        sign = uniform(0, 1) ? 1.0f : -1.0f;
+    for (int64_t i = 0; i < n; ++i) {
+        switch (f) {
+            case filling::ordinary:
+                x[i] = normal();
+                break;
+            case filling::random_bits:
+                x[i] = std::ldexp(normal(), uniform(-30, 30));
+                break;
+            case filling::extremes:  // all activations ±127, whole blocks of one sign among them
+                x[i] = i / BLOCK % 3 == 0 ? sign : i / BLOCK % 3 == 1 ? -sign : uniform(0, 1) ? 1.0f : -1.0f;
+                break;
+            case filling::zero_scales:
+                x[i] = i / BLOCK % 2 ? normal() : 0.0f * sign;
+                break;
+            case filling::denormals:
+                x[i] = std::ldexp(normal(), i / BLOCK % 2 ? uniform(-149, -120) : -101);
+                break;
+            case filling::huge:
+                x[i] = 1e27f * normal();
+                break;
+            default:  // integers up to 127, the largest in every block: scale 1
+                x[i] = i % BLOCK == 7 ? 127.0f : float(uniform(-127, 127));
+        }
+    }
+    return x;
+}
+
+std::vector<uint8_t> quantized(const kernels & k, const std::vector<float> & x, int64_t n_cols) {
+    std::vector<uint8_t> q(x.size() / n_cols * activation_size(n_cols));
+    for (size_t t = 0; t < x.size() / n_cols; ++t) {
+        k.quantize(&x[t * n_cols], n_cols, reinterpret_cast<activations *>(&q[t * activation_size(n_cols)]));
+    }
+    return q;
+}
+
+// Σ |terms| of each row and token: what an error is held against
+std::vector<double> magnitudes(const std::vector<float> & w, const std::vector<uint8_t> & q, int64_t n_cols,
+                               int64_t n_rows, int64_t n_tokens, bool absolute) {
+    std::vector<double> sums(n_rows * n_tokens);
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        const auto * a = reinterpret_cast<const activations *>(&q[t * activation_size(n_cols)]);
+        for (int64_t r = 0; r < n_rows; ++r) {
+            double sum = 0;
+            for (int64_t c = 0; c < n_cols; ++c) {
+                const double term = double(w[r * n_cols + c]) * a[c / BLOCK].q[c % BLOCK] * a[c / BLOCK].d;
+                sum += absolute ? std::fabs(term) : term;
+            }
+            sums[t * n_rows + r] = sum;
+        }
+    }
+    return sums;
+}
+
+double worst = 0;  // error of the set under test, relative to Σ |terms|
+
+void compare(const std::string & what, const float * got, const float * want, const double * scale, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (std::isnan(want[i]) && std::isnan(got[i])) {
+            continue;
+        }
+        if (got[i] == want[i]) {
+            continue;
+        }
+        const double error = std::fabs(double(got[i]) - want[i]) / (scale[i] + DBL_MIN);
+        // below FLT_MIN floats have fewer digits
+        if (!(error <= 1e-5) && !(std::fabs(double(got[i]) - want[i]) <= 1e-38)) {
+            fail(what + ": " + std::to_string(got[i]) + " instead of " + std::to_string(want[i]) + " at " +
+                 std::to_string(i) + ", relative " + std::to_string(error));
+        }
+        if (scale[i] > 1e-30) {
+            worst = std::max(worst, error);
+        }
+    }
+}
+
+void check(const kernels & k, const block_shape & shape, int64_t n_cols, int64_t n_rows, int64_t n_tokens, filling f) {
+    const std::string what = std::string(k.name) + " " + ggml_type_name(shape.type) + " " + std::to_string(n_cols) +
+                             "x" + std::to_string(n_rows) + ", " + std::to_string(n_tokens) + " tokens, filling " +
+                             std::to_string(int(f));
+    const size_t row_size = n_cols / shape.columns * (2 + shape.quants);
+    const auto   rows     = random_rows(shape, n_cols, n_rows, f);
+
+    const auto   memory = aligned(packed_size(shape.type, n_cols, n_rows));
+    const matrix m{ shape.type, n_cols, n_rows, memory.get() };
+    // in two parts, as two threads would
+    pack(shape.type, n_cols, n_rows, rows.data(), m.n_groups() / 2, m.n_groups(), memory.get());
+    pack(shape.type, n_cols, n_rows, rows.data(), 0, m.n_groups() / 2, memory.get());
+
+    std::vector<float> w(n_rows * n_cols);
+    ggml_get_type_traits(shape.type)->to_float(rows.data(), w.data(), n_rows * n_cols);
+    std::vector<uint8_t> row(row_size);
+    std::vector<float>   floats(n_cols);
+    for (int64_t r = 0; r < n_rows; ++r) {
+        unpack(m, r, row.data());
+        unpack_row(m, r, floats.data());
+        if (std::memcmp(row.data(), &rows[r * row_size], row_size) != 0 ||
+            std::memcmp(floats.data(), &w[r * n_cols], n_cols * sizeof(float)) != 0) {
+            fail(what + ": row " + std::to_string(r) + " is not what was packed");
+        }
+    }
+
+    const auto x = random_input(n_cols * n_tokens, f);
+    const auto q = quantized(scalar(), x, n_cols);
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        const auto * want = reinterpret_cast<const activations *>(&q[t * activation_size(n_cols)]);
+        const auto   got  = quantized(k, { x.begin() + t * n_cols, x.begin() + (t + 1) * n_cols }, n_cols);
+        if (std::memcmp(got.data(), want, n_cols / BLOCK * sizeof(activations)) != 0) {
+            fail(what + ": activations differ");
+        }
+    }
+    const auto * a = reinterpret_cast<const activations *>(q.data());
+
+    const auto         scale = magnitudes(w, q, n_cols, n_rows, n_tokens, true);
+    std::vector<float> want(n_rows * n_tokens, -1.0f);
+    scalar().matmat(m, 0, m.n_groups(), a, n_tokens, want.data(), n_rows, nullptr);
+
+    if (&k == &scalar()) {  // the twin itself: against doubles over ggml's floats
+        const auto exact = magnitudes(w, q, n_cols, n_rows, n_tokens, false);
+        const auto same  = std::vector<float>(exact.begin(), exact.end());
+        compare(what + ", doubles", want.data(), same.data(), scale.data(), n_rows * n_tokens);
+    }
+
+    // groups in two parts; past n_rows nothing may be written
+    std::vector<float> got(n_rows * n_tokens, -1.0f);
+    const int64_t      middle = m.n_groups() / 2;
+    k.matmat(m, middle, m.n_groups(), a, n_tokens, got.data(), n_rows, rows.data());
+    k.matmat(m, 0, middle, a, n_tokens, got.data(), n_rows, nullptr);
+    compare(what + ", matmat", got.data(), want.data(), scale.data(), n_rows * n_tokens);
+    if (f == filling::integers && n_cols <= 512 && got != want) {
+        fail(what + ": integers are not exact");
+    }
+
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        const auto * one = reinterpret_cast<const activations *>(&q[t * activation_size(n_cols)]);
+
+        std::vector<float> y(n_rows, -1.0f);
+        k.matvec(m, 0, m.n_groups(), 0, m.n_blocks(), one, y.data(), nullptr);
+        if (std::memcmp(y.data(), &got[t * n_rows], n_rows * sizeof(float)) != 0) {
+            fail(what + ": matvec differs from matmat");
+        }
+        const int64_t b0 = m.n_blocks() / 4 * 2;  // a shard of the columns
+        k.matvec(m, middle, m.n_groups(), b0, m.n_blocks(), one, y.data(), rows.data());
+        std::vector<float> part(n_rows, -1.0f);
+        scalar().matvec(m, 0, m.n_groups(), b0, m.n_blocks(), one, part.data(), nullptr);
+        const int64_t first = middle * GROUP;
+        compare(what + ", columns", &y[first], &part[first], &scale[t * n_rows + first], n_rows - first);
+    }
+}
+
+void check_not_finite(const kernels & k) {
+    for (const float bad : { NAN, -NAN, INFINITY, -INFINITY }) {
+        for (int64_t at = 0; at < 64; ++at) {
+            std::vector<float> x(64, 0.5f);
+            x[at] = bad;
+            std::vector<uint8_t> q(activation_size(64));
+            k.quantize(x.data(), 64, reinterpret_cast<activations *>(q.data()));
+            const auto * block = reinterpret_cast<const activations *>(q.data()) + at / BLOCK;
+            const auto * other = reinterpret_cast<const activations *>(q.data()) + (1 - at / BLOCK);
+            for (int64_t i = 0; i < BLOCK; ++i) {
+                if (block->q[i] != 0 || other->q[i] != 127) {
+                    fail(std::string(k.name) + ": a value that is not finite leaks");
+                }
+            }
+            if (!std::isnan(block->d) || block->negative_sum != 0 || other->negative_sum != -127 * 32) {
+                fail(std::string(k.name) + ": a value that is not finite is lost");
+            }
+        }
+    }
+}
+
+void check_all(const kernels & k) {
+    worst       = 0;
+    int n_cases = 0;
+    for (const block_shape & shape : SHAPES) {
+        for (const filling f : FILLINGS) {
+            for (const int64_t n_cols : { 64, 128, 192, 576 }) {
+                for (const int64_t n_rows : { 1, 15, 16, 17, 40 }) {
+                    for (const int64_t n_tokens : { 1, 2, 3, 5, 8, 13 }) {
+                        check(k, shape, n_cols, n_rows, n_tokens, f);
+                        ++n_cases;
+                    }
+                }
+            }
+            // the widths of the family, and token counts around every tile
+            for (const int64_t n_cols : { 960, 1024, 1152, 1280, 1536, 1600, 2048, 2560, 3072, 3584, 4352, 6144 }) {
+                check(k, shape, n_cols, 33, 2, f);
+                ++n_cases;
+            }
+            for (int64_t n_tokens = 0; n_tokens <= 40; ++n_tokens) {
+                check(k, shape, 128, 20, n_tokens, f);
+                ++n_cases;
+            }
+        }
+    }
+    check_not_finite(k);
+    std::printf("%s: %d cases, largest error %.1e\n", k.name, n_cases, worst);
+}
+
+void check_types() {
+    for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
+        const bool ours = type == GGML_TYPE_Q4_0 || type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q2_0;
+        for (const int64_t n_cols : { -64, 0, 32, 63, 64, 96, 128 }) {
+            if (packable(ggml_type(type), n_cols) != (ours && n_cols > 0 && n_cols % 64 == 0)) {
+                fail("packable");
+            }
+        }
+    }
+}
+
+}  // namespace
+
+int main() {
+    check_types();
+    check_all(scalar());
+    for (const kernels * k : { avx2(), avx512vnni() }) {
+        if (k) {
+            check_all(*k);
+        }
+    }
+    std::printf("best: %s\n", best().name);
+    return 0;
+}
