@@ -6,12 +6,15 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
 from . import __version__
-from .convert import Checkpoint, convert_checkpoint, open_checkpoint
 from .errors import ModelError
+
+if TYPE_CHECKING:
+    from .convert import Checkpoint
 
 DEMO = Path(__file__).resolve().parent / "demo"
 
@@ -35,6 +38,8 @@ def converted(
 
     The name holds a hash of the checkpoint's content, so a changed checkpoint is converted anew.
     """
+    from .convert import convert_checkpoint, open_checkpoint  # not needed to run a file
+
     checkpoint = open_checkpoint(source, revision)
     path = cache_folder() / f"{checkpoint.name}-{type}-{_content_key(checkpoint)}.gguf"
     if not path.exists():
@@ -42,7 +47,7 @@ def converted(
     return path
 
 
-def _content_key(checkpoint: Checkpoint) -> str:
+def _content_key(checkpoint: "Checkpoint") -> str:
     """The key of a checkpoint's content. Hashing gigabytes takes seconds, so the key is remembered
     under the sizes and times of the files."""
     states = [(str(path), path.stat()) for path in checkpoint.files]

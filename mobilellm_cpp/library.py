@@ -8,7 +8,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ lib.mobilellm_tokenize.argtypes = llama_cpp.llama_cpp.llama_tokenize.argtypes
 lib.mobilellm_tokenize.restype = ctypes.c_int32
 lib.mobilellm_decode.argtypes = llama_cpp.llama_cpp.llama_decode.argtypes
 lib.mobilellm_decode.restype = ctypes.c_int32
+lib.mobilellm_sample.argtypes = llama_cpp.llama_cpp.llama_sampler_sample.argtypes
+lib.mobilellm_sample.restype = ctypes.c_int32
 
 # What upstream puts before the reason itself.
 _PREFIX = re.compile(
@@ -116,6 +118,51 @@ def decode(context: Any, batch: Any) -> None:
         raise ModelError("the context is full")
     if result != 0:
         raise ModelError(f"the model cannot be run: {reason() or f'llama_decode says {result}'}")
+
+
+def sample(chain: Any, context: Any, idx: int, path: str) -> int:
+    """llama_sampler_sample. Raises ModelError where the logits are no numbers, or a sampler fails;
+    path names the model in it."""
+    token = int(lib.mobilellm_sample(chain, context, idx))
+    if token == -1:
+        raise ModelError(f"{path} is damaged: what it computes are no numbers")
+    if token < 0:
+        raise ModelError(f"no token can be chosen: {reason()}")
+    return token
+
+
+class Pieces:
+    """The bytes of a vocabulary's tokens inside a text, each asked for once."""
+
+    def __init__(self, vocab: Any) -> None:
+        self._vocab = vocab
+        self._known: dict[tuple[int, bool], bytes] = {}
+
+    def __call__(self, token: int, special: bool = False) -> bytes:
+        """The bytes of one token; nothing for control tokens unless special. Raises ModelError for
+        an id outside the vocabulary."""
+        piece = self._known.get((token, special))
+        if piece is None:
+            n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
+            if not 0 <= token < n_vocab:
+                raise ModelError(f"token {token} is outside the vocabulary of {n_vocab}")
+            piece = self._known[token, special] = self._ask(token, special)
+        return piece
+
+    def _ask(self, token: int, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def text(self, tokens: Sequence[int], special: bool = False) -> bytes:
+        """The text of tokens. As in llama-cpp-python, a space that follows a leading bos goes."""
+        text = b"".join([self(token, special) for token in tokens])
+        bos = llama_cpp.llama_vocab_bos(self._vocab)
+        return text[1:] if text[:1] == b" " and tokens[0] == bos else text
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:

@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import ctypes
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ModelError
-from .gguf_file import context_length, kv_bytes, open_gguf
-from .library import decode, guard, llama_cpp, tokenize
+from .gguf_file import context_length, kv_bytes_per_token, open_gguf
+from .library import Pieces, decode, guard, llama_cpp, sample, tokenize
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -29,7 +28,7 @@ MAX_THREADS = 512  # of ggml
 PLAIN_STOP: tuple[str, ...] = ("\nUser:", "\nAssistant:")
 
 
-def _physical_cores() -> int:
+def physical_cores() -> int:
     """Cores this process may use, hyper-threads counted once."""
     if not hasattr(os, "sched_getaffinity"):
         return max(1, (os.cpu_count() or 2) // 2)
@@ -72,9 +71,8 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
     n_threads: 0 takes the physical cores.
     flash_attn: None is on, which a quantized KV cache needs, except for an f32 KV cache, which
     upstream's flash attention would round to f16.
-    Other arguments are those of llama_cpp.Llama; logging is off, and so is swa_full: the KV cache
-    of a layer with a sliding window holds the window, not the context. Raises ModelError with the
-    reason when the file cannot be used.
+    Other arguments are those of llama_cpp.Llama; logging is off. Raises ModelError with the reason
+    when the file cannot be used.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
     ) -> None:
         self._stack = contextlib.ExitStack()  # what Llama.__del__ closes, should we stop early
         path = os.fspath(model_path)
-        threads = n_threads or _physical_cores()
+        threads = n_threads or physical_cores()
         kwargs.setdefault("n_threads_batch", threads)
         for name, value, low, high in [
             ("n_ctx", n_ctx, 0, 1 << 28),
@@ -104,14 +102,13 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
             raise ModelError(f"{lora}: no such file")
         if not kwargs.get("embedding"):  # else pooled outputs take the place of those of tokens
             kwargs.setdefault("pooling_type", llama_cpp.LLAMA_POOLING_TYPE_NONE)
-        kwargs.setdefault("swa_full", False)
         if flash_attn is None:
             flash_attn = llama_cpp.GGML_TYPE_F32 not in (kwargs.get("type_k"), kwargs.get("type_v"))
         needed = 0
         with open_gguf(path) as file:
             self._context = n_ctx or min(context_length(file) or 512, 8192)
             with contextlib.suppress(ModelError):  # the loader says it better
-                needed = kv_bytes(file, self._context)
+                needed = self._context * kv_bytes_per_token(file)
         if needed > _memory():
             raise ModelError(
                 f"{path}: a context of {self._context} tokens needs a KV cache of "
@@ -126,8 +123,11 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
                 verbose=verbose,
                 **kwargs,
             )
+        self._piece = Pieces(self._model.vocab)
+        self._model.detokenize = (
+            self._piece.text
+        )  # for completions, which ask for all at each token
         self._ctx.decode = lambda batch: decode(self.ctx, batch.batch)
-        self._ctx.kv_cache_seq_rm = self._remove
         template = self.metadata.get("tokenizer.chat_template")
         self._stop = () if template else PLAIN_STOP
         self._template = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
@@ -139,18 +139,6 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
             handler = llama_cpp.llama_chat_format.chat_formatter_to_chat_completion_handler
             self._chat_handlers["plain"] = handler(self._plain)
             self.chat_format: str | None = "plain"
-
-    def _remove(self, sequence: int, start: int, stop: int) -> bool:
-        """Forgets positions; False, and nothing done, where what is kept cannot be continued:
-        sliding layers may have dropped tokens that the one at start would see."""
-        sequence = max(sequence, 0)
-        memory = llama_cpp.llama_get_memory(self.ctx)
-        window = llama_cpp.llama_model_n_swa(self.model)
-        if window and start > 0:
-            first = llama_cpp.llama_memory_seq_pos_min(memory, sequence)
-            if first > max(0, start - window + 1):
-                return False
-        return bool(llama_cpp.llama_memory_seq_rm(memory, sequence, start, stop))
 
     def _plain(self, **arguments: Any) -> Any:
         """The plain template for create_chat_completion, with the stop strings it needs."""
@@ -271,12 +259,12 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         """The answer to messages, whole. sampling: the arguments of stream."""
         return "".join(self.stream(messages, **sampling))
 
-    def sample(self, *arguments: Any, idx: int | None = None, **sampling: Any) -> int:
-        """Llama.sample. Raises ModelError where the logits are no numbers."""
-        row = llama_cpp.llama_get_logits_ith(self.ctx, -1 if idx is None else idx - self.n_tokens)
-        if row:
-            self._check_numbers(np.ctypeslib.as_array(row, (self._n_vocab,)))
-        return int(super().sample(*arguments, idx=idx, **sampling))
+    def _init_sampler(self, *arguments: Any, **sampling: Any) -> Any:
+        """Llama's chain of samplers, in one call that refuses logits that are no numbers."""
+        sampler = super()._init_sampler(*arguments, **sampling)
+        chain, path = sampler.sampler, self.model_path
+        sampler.sample = lambda context, idx=-1: sample(chain, context.ctx, idx, path)
+        return sampler
 
     def _check_numbers(self, outputs: npt.NDArray[np.float32]) -> None:
         if not np.isfinite(outputs).all():
@@ -336,16 +324,6 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
             self._batch.set_batch(batch=batch, n_past=start, logits_all=True)
             self._ctx.decode(self._batch)
             yield start, start + len(batch)
-
-    def _piece(self, token: int) -> bytes:
-        """The bytes of one token inside a text; nothing for control tokens."""
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            n = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, False)
-            if n >= 0:
-                return buffer.raw[:n]
-            size = -n
 
     def _token_text(self, token: int) -> str:
         return self._model.token_get_text(token) if token >= 0 else ""

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import MobileLLMError
-from . import chat, convert, generate, inspect
+from . import bench, chat, convert, generate, inspect
 from .common import complain
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(convert.convert)
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.command()(inspect.inspect)
+app.command()(bench.bench)
 
 
 def _version(wanted: bool) -> None:

@@ -5,7 +5,9 @@
 
 #include "ggml.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -86,6 +88,21 @@ int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t
 
 int32_t mobilellm_decode(llama_context * ctx, llama_batch batch) {
     return under_guard(INT32_MIN, [&] { return llama_decode(ctx, batch); });
+}
+
+int32_t mobilellm_sample(llama_sampler * sampler, llama_context * ctx, int32_t idx) {
+    return under_guard(INT32_MIN, [&] {
+        const float * logits  = llama_get_logits_ith(ctx, idx);
+        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+        // infinities and NaN have all bits of the exponent set; without a branch, so that it vectorizes
+        uint32_t      largest = 0;
+        for (int32_t i = 0; logits && i < n_vocab; i++) {
+            uint32_t bits;
+            std::memcpy(&bits, logits + i, sizeof bits);
+            largest = std::max(largest, bits & 0x7f800000u);
+        }
+        return largest == 0x7f800000u ? -1 : llama_sampler_sample(sampler, ctx, idx);
+    });
 }
 
 gguf_context * mobilellm_gguf_open(const char * path) {

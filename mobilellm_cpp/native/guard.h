@@ -23,7 +23,20 @@ LLAMA_API int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * tex
 // llama_decode that turns what it cannot build a graph for into INT32_MIN, with a reason.
 LLAMA_API int32_t mobilellm_decode(llama_context * ctx, llama_batch batch);
 
+// llama_sampler_sample over finite logits: -1 where one of them is no number, INT32_MIN, with a reason, where the
+// sampler fails.
+LLAMA_API int32_t mobilellm_sample(llama_sampler * sampler, llama_context * ctx, int32_t idx);
+
 // gguf_init_from_file without the tensors' data; NULL, with a reason, for what its parser does not take.
 LLAMA_API gguf_context * mobilellm_gguf_open(const char * path);
+
+// Bytes a second at which n_threads read `size` bytes of their own in huge pages, the best of n_rounds at several
+// prefetch distances; 0 when there is no memory for it.
+LLAMA_API double mobilellm_read_bandwidth(size_t size, int32_t n_threads, int32_t n_rounds);
+
+// The part of a decoded token's time that passes between the final norm and the logits, the median of n_steps in a
+// context of its own; 0 when it cannot be told.
+LLAMA_API double mobilellm_head_share(llama_model * model, llama_context_params params, llama_token token,
+                                      int32_t n_steps);
 
 }  // extern "C"

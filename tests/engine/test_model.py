@@ -69,6 +69,56 @@ def test_the_same_seed_gives_the_same_text(llm):
     assert len({text(seed) for seed in range(5)}) > 1
 
 
+SAMPLED = """
+import json, sys
+import llama_cpp
+path, prompt, settings = json.loads(sys.argv[1])
+llm = llama_cpp.Llama(path, n_ctx=128, n_threads=1, n_threads_batch=1, flash_attn=True,
+                      verbose=False)
+grammar = llama_cpp.LlamaGrammar.from_string('root ::= [a-z ]+', verbose=False)
+def processor(ids, logits):
+    logits[: len(ids)] -= 5
+    return logits
+answers = []
+for setting in settings:
+    extra = {"grammar": grammar} if setting.pop("grammar", False) else {}
+    if setting.pop("processor", False):
+        extra["logits_processor"] = llama_cpp.LogitsProcessorList([processor])
+    llm.set_seed(7)
+    tokens = llm.generate(prompt, **setting, **extra)
+    answers.append([next(tokens) for _ in range(20)])
+print(json.dumps([answers, [llm.detokenize(answer).hex() for answer in answers]]))
+"""
+OURS_SAMPLED = SAMPLED.replace(
+    "import llama_cpp\n", "from mobilellm_cpp import MobileLLM\nimport llama_cpp\n", 1
+).replace("llama_cpp.Llama(path", "MobileLLM(path")
+SETTINGS = [
+    {"temp": 0.0},
+    {"temp": 0.8},
+    {"temp": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
+    {"temp": 1.2, "top_k": 100, "top_p": 0.8, "typical_p": 0.9},
+    {"temp": 1.0, "repeat_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.1},
+    {"temp": 1.0, "mirostat_mode": 2},
+    {"temp": 1.0, "grammar": True},
+    {"temp": 1.0, "processor": True},
+]
+
+
+def test_sampling_is_that_of_llama_cpp_python(llm):
+    """The same tokens for the same seed as its own loop, and the same bytes for them."""
+    prompt = llm.tokenize(b"hello there")
+    ours = run_on(library.FOLDER, OURS_SAMPLED, [llm.model_path, prompt, SETTINGS])
+    plain = run_on(library.FOLDER, SAMPLED, [llm.model_path, prompt, SETTINGS])
+    assert plain.returncode == 0 and json.loads(plain.stdout) == json.loads(ours.stdout)
+    assert len({str(answer) for answer in json.loads(plain.stdout)[0]}) == len(SETTINGS)
+
+
+def test_a_token_outside_the_vocabulary_has_no_text(llm):
+    for token in (-1, 512):
+        with pytest.raises(ModelError, match=f"token {token} is outside the vocabulary of 512"):
+            llm.detokenize([5, token])
+
+
 @pytest.mark.parametrize(
     "pieces, stop, want",
     [
