@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mobilellm_cpp.errors import CheckpointError
 
@@ -30,15 +32,16 @@ TOKENIZER_FILES = (
 
 
 class Checkpoint:
-    """A folder with config.json, weights and a tokenizer; `name` is what people call it."""
+    """A folder with config.json, weights and a tokenizer; `name` is what people call it, and
+    `settings` override fields of config.json."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.name = name
         for path in (folder / file for file in ("config.json", *WEIGHTS, *TOKENIZER_FILES)):
             if path.exists() and not path.is_file():  # reading a pipe would wait for ever
                 raise CheckpointError(f"{path} is no ordinary file.")
-        self.config = Config(folder / "config.json")
+        self.config = Config(folder / "config.json", settings)
         self.weights = weight_files(folder)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -123,13 +126,17 @@ def _check_shard(path: Path, found: set[str], expected: set[str]) -> None:
         )
 
 
-def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str | Path,
+    revision: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Checkpoint:
     """The checkpoint in a local folder, or else one fetched by its hub id."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"{source} is a folder here: a revision is one of a hub id.")
-        return Checkpoint(folder, folder.resolve().name)
+        return Checkpoint(folder, folder.resolve().name, settings)
     if folder.exists():
         raise CheckpointError(f"{source} is a file: give the folder that holds config.json.")
     text = str(source)
@@ -137,4 +144,4 @@ def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
         raise CheckpointError(f"{source} is neither a folder nor a hub id such as org/name.")
     from .hub import download
 
-    return Checkpoint(download(text, revision), text.rpartition("/")[2])
+    return Checkpoint(download(text, revision), text.rpartition("/")[2], settings)

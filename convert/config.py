@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,26 @@ def read_json(path: Path) -> dict[str, Any]:
 class Config:
     """The fields of config.json; each method refuses a value of another kind, naming the field.
 
-    A field that is absent or null has the given default; without a default it is refused.
+    Those under `text_config` count as if they stood in the file itself. A field that is absent or
+    null has the given default; without a default it is refused. `settings` override what the file
+    says; `unread` names those that nothing has asked for.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.fields = read_json(path)
+        inner = self.fields.get("text_config")
+        if isinstance(inner, dict):
+            said = {name: value for name, value in inner.items() if value is not None}
+            top = {"architectures": self.fields.get("architectures")}
+            self.fields = inner | self.fields | said | top
+        self.fields |= settings or {}
+        self.unread = set(settings or {})
 
-    def get(self, name: str) -> Any:
-        return self.fields.get(name)
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value as it stands in the file, null too; `default` where the field is absent."""
+        self.unread.discard(name)
+        return self.fields.get(name, default)
 
     def integer(self, name: str, high: int, *, low: int = 1, default: int | None = None) -> int:
         value = self._value(name, default)
@@ -53,9 +65,9 @@ class Config:
             raise self.refusal(name, f"must be a number above 0 and at most {high:g}", value)
         return float(value)
 
-    def flag(self, name: str) -> bool:
-        """True or false; false when absent."""
-        value = self._value(name, False)
+    def flag(self, name: str, *, required: bool = False) -> bool:
+        """True or false; when absent false, or refused where it is required."""
+        value = self._value(name, None if required else False)
         if not isinstance(value, bool):
             raise self.refusal(name, "must be true or false", value)
         return value
@@ -69,6 +81,9 @@ class Config:
                 return int(candidate)
         return None
 
+    def missing(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{self.path}: {name} is missing (--set {name}=VALUE supplies it).")
+
     def refusal(self, name: str, rule: str, value: Any) -> CheckpointError:
         shown = repr(value)
         if len(shown) > 60:
@@ -76,9 +91,9 @@ class Config:
         return CheckpointError(f"{self.path}: {name} {rule}, not {shown}.")
 
     def _value(self, name: str, default: Any) -> Any:
-        value = self.fields.get(name)
+        value = self.get(name)
         if value is None:
             if default is None:
-                raise CheckpointError(f"{self.path}: {name} is missing.")
+                raise self.missing(name)
             return default
         return value

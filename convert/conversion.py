@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,7 @@ def convert_checkpoint(
     *,
     type: str = "f16",
     schedule: str | Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -58,6 +60,7 @@ def convert_checkpoint(
 
     `type` is f32, f16, bf16, q8_0 or q4_0. `schedule` overrides the order in which the stored
     blocks are executed: immediate, repeat-all-over, reverse, "0,0,1,..." or block numbers.
+    `settings` override fields of config.json (of a source that is not open yet).
     Without `out` the file goes to <name of the source>-<type>.gguf in the current folder.
     `progress` gets the bytes done, the bytes in all and the tensor's name, in the calling thread.
     Raises CheckpointError for whatever cannot be converted; `out` is then as it was before.
@@ -65,11 +68,15 @@ def convert_checkpoint(
     if type not in OUTPUT_TYPES:
         raise CheckpointError(f"type must be one of {', '.join(OUTPUT_TYPES)}, not {type!r}.")
     try:
-        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
+        checkpoint = source
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = open_checkpoint(checkpoint, revision, settings)
         path = Path(f"{checkpoint.name}-{type}.gguf" if out is None else out).expanduser()
         check_output(path, checkpoint.files)
         model = build_model(checkpoint.config, checkpoint.tensors, schedule)
         metadata, notes = _metadata(checkpoint, model, type)
+        if unread := checkpoint.config.unread:
+            raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")
         types = {
             weight.name: tensor_type(type, weight.name, weight.tensor.shape, model.tied)
             for weight in model.weights

@@ -50,6 +50,10 @@ def array_u32(values: Sequence[int]) -> bytes:
     return struct.pack(f"<IIQ{len(values)}I", 9, 4, len(values), *values)
 
 
+def array_bool(values: Sequence[bool]) -> bytes:
+    return struct.pack(f"<IIQ{len(values)}?", 9, 7, len(values), *values)
+
+
 def array_i32(values: Sequence[int]) -> bytes:
     return struct.pack(f"<IIQ{len(values)}i", 9, 5, len(values), *values)
 

@@ -1,4 +1,4 @@
-"""SentencePiece vocabularies in GGUF's form."""
+"""A checkpoint's tokenizer in GGUF's form, whichever kind it is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import Any
 
 from mobilellm_cpp.errors import CheckpointError
 
+from .bpe import is_byte_level, read_bpe
 from .config import Config, read_json
 from .gguf_file import array_f32, array_i32, array_string, boolean, string, u32
-
-# Token types of GGUF.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-
-ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0  # as llama.cpp's converter sets them
+from .sentencepiece_file import read_sentencepiece
+from .vocabulary import AddedToken, Vocabulary, looks_special
 
 
 def read_tokenizer(
@@ -21,114 +19,82 @@ def read_tokenizer(
 ) -> tuple[dict[str, bytes], list[str]]:
     """The tokenizer's metadata for a model with `vocab_size` embeddings, and notes.
 
-    Ids beyond the SentencePiece model are added tokens or padding. The ids of bos and eos come
-    from config.json where they are valid, else from SentencePiece, as those of unk and pad do;
-    the strings in tokenizer_config.json are not asked, for the hub's are empty.
+    A byte-level tokenizer.json is read as such, else tokenizer.model. Ids that neither names are
+    padding. Raises CheckpointError for a vocabulary that llama.cpp would use otherwise.
     """
-    pieces, tokens = load_sentencepiece(folder / "tokenizer.model")
-    count = len(tokens)
-    if count > vocab_size:
-        rule = f"must hold the {count} pieces of tokenizer.model"
-        raise config.refusal("vocab_size", rule, vocab_size)
-    settings: dict[str, Any] = {}
-    if (folder / "tokenizer_config.json").exists():
-        settings = read_json(folder / "tokenizer_config.json")
-
-    scores = [pieces.get_score(i) for i in range(count)]
-    types = [_piece_type(pieces, i) for i in range(count)]
-    # BPE pieces have their rank as score, those of a unigram model logarithms
-    if any(t == NORMAL and not s.is_integer() for t, s in zip(types, scores, strict=True)):
-        raise CheckpointError(
-            f"{folder / 'tokenizer.model'} is no BPE model: llama.cpp would split texts otherwise."
-        )
-    tokens += [f"[PAD{i}]".encode() for i in range(count, vocab_size)]
-    scores += [PADDING_SCORE] * (vocab_size - count)
-    types += [UNUSED] * (vocab_size - count)
-
-    notes = []
-    for place, token_id, text, special in _added_tokens(folder, settings):
-        if token_id >= vocab_size:
-            notes.append(f"{place}: {text!r} left out, its id {token_id} has no embedding")
-            continue
-        types[token_id] = CONTROL if special else USER_DEFINED
-        tokens[token_id] = text.encode(errors="replace")
-        scores[token_id] = ADDED_SCORE
-    _refuse_duplicates(folder, tokens)
-
+    settings = _json(folder / "tokenizer_config.json")
+    added = _added_tokens(folder, settings)
+    if is_byte_level(folder / "tokenizer.json"):
+        vocabulary = read_bpe(folder, settings, added, config, vocab_size)
+    else:
+        vocabulary = read_sentencepiece(folder, settings, added, config, vocab_size)
+    _refuse_duplicates(folder, vocabulary.tokens)
     metadata = {
-        "tokenizer.ggml.model": string("llama"),
-        "tokenizer.ggml.pre": string("default"),
-        "tokenizer.ggml.tokens": array_string(tokens),
-        "tokenizer.ggml.scores": array_f32(scores),
-        "tokenizer.ggml.token_type": array_i32(types),
+        "tokenizer.ggml.model": string(vocabulary.model),
+        "tokenizer.ggml.pre": string(vocabulary.pre),
+        "tokenizer.ggml.tokens": array_string(vocabulary.tokens),
+        "tokenizer.ggml.token_type": array_i32(vocabulary.types),
     }
-    for name, own in (
-        ("bos", pieces.bos_id()),
-        ("eos", pieces.eos_id()),
-        ("unk", pieces.unk_id()),
-        ("pad", pieces.pad_id()),
-    ):
-        configured = config.token_id(f"{name}_token_id", vocab_size)
-        token_id = own if configured is None else configured
-        if token_id >= 0:
-            metadata[f"tokenizer.ggml.{_KEYS[name]}_token_id"] = u32(token_id)
-    for name, default in (("add_bos_token", True), ("add_eos_token", False)):
-        value = settings.get(name)
-        metadata[f"tokenizer.ggml.{name}"] = boolean(value if value in (True, False) else default)
-    prefix = settings.get("add_prefix_space")
-    if not isinstance(prefix, bool) and not _adds_prefix(pieces):
-        prefix = False
-    if isinstance(prefix, bool):
-        metadata["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
+    if vocabulary.scores:
+        metadata["tokenizer.ggml.scores"] = array_f32(vocabulary.scores)
+    if vocabulary.merges:
+        metadata["tokenizer.ggml.merges"] = array_string(vocabulary.merges)
+    ids, notes = _special_ids(folder, config, vocabulary)
+    metadata |= {f"tokenizer.ggml.{name}_token_id": u32(i) for name, i in ids.items()}
+    metadata["tokenizer.ggml.add_bos_token"] = boolean(vocabulary.add_bos)
+    metadata["tokenizer.ggml.add_eos_token"] = boolean(vocabulary.add_eos)
+    if vocabulary.add_space_prefix is not None:
+        metadata["tokenizer.ggml.add_space_prefix"] = boolean(vocabulary.add_space_prefix)
     template = _chat_template(folder, settings)
     if template is not None:
         metadata["tokenizer.chat_template"] = string(template)
-    return metadata, notes
+    return metadata, [*vocabulary.notes, *notes]
 
 
-_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
 
 
-def load_sentencepiece(path: Path) -> tuple[Any, list[bytes]]:
-    """A SentencePieceProcessor of the file, and the texts of its pieces."""
-    import sentencepiece
+def _special_ids(
+    folder: Path, config: Config, vocabulary: Vocabulary
+) -> tuple[dict[str, int], list[str]]:
+    """Ids by GGUF's names. Every end-of-turn id ends an answer: llama.cpp has three places for
+    them and knows some more by their text."""
+    size = len(vocabulary.tokens)
+    ids = {}
+    for name, key in (("bos", "bos"), ("unk", "unknown"), ("pad", "padding")):
+        token_id = vocabulary.ids.get(name)
+        if token_id is None:
+            token_id = config.token_id(f"{name}_token_id", size)
+        if token_id is not None:
+            ids[key] = token_id
+    generation = _json(folder / "generation_config.json").get("eos_token_id")
+    ends: list[int] = []
+    for said in ([vocabulary.ids.get("eos")], config.get("eos_token_id"), generation):
+        for end in said if isinstance(said, list) else [said]:
+            if type(end) is int and 0 <= end < size and end not in ends:
+                ends.append(end)
+    if ends:
+        ids["eos"] = ends.pop(0)
+    for end in list(ends):
+        if b"eom" in vocabulary.tokens[end] and "eom" not in ids:
+            ids["eom"] = end
+            ends.remove(end)
+    for key, end in zip([k for k in ("eot", "eom") if k not in ids], list(ends), strict=False):
+        ids[key] = end
+        ends.remove(end)
+    return ids, [f"token {end} ends a text too, for which the file has no place" for end in ends]
 
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} is missing: only SentencePiece vocabularies can be converted so far."
-        )
-    try:
-        pieces = sentencepiece.SentencePieceProcessor()
-        pieces.LoadFromSerializedProto(path.read_bytes())
-        texts = [pieces.id_to_piece(i).encode() for i in range(pieces.vocab_size())]
-        if not texts:
-            raise ValueError("it has no pieces")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    except (RuntimeError, ValueError):
-        raise CheckpointError(f"{path} is no SentencePiece model, or a damaged one.") from None
-    return pieces, texts
 
-
-def _piece_type(pieces: Any, token_id: int) -> int:
-    if pieces.is_unknown(token_id):
-        return UNKNOWN
-    if pieces.is_control(token_id):
-        return CONTROL
-    if pieces.is_unused(token_id):
-        return UNUSED
-    return BYTE if pieces.is_byte(token_id) else NORMAL
-
-
-def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[tuple[str, int, str, bool]]:
-    """File, id, text and whether it is special, in the order in which later ones win."""
-    added: list[tuple[str, int, str, bool]] = []
+def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[AddedToken]:
+    """In the order in which later ones win."""
+    added: list[AddedToken] = []
     path = folder / "added_tokens.json"
     if path.exists():
         for name, token_id in read_json(path).items():
             if type(token_id) is not int or token_id < 0:
                 raise CheckpointError(f"{path}: {name!r} has the impossible id {token_id!r}.")
-            added.append((path.name, token_id, name, False))
+            added.append(AddedToken(path.name, token_id, name, False))
     path = folder / "tokenizer_config.json"
     decoder = settings.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
@@ -137,18 +103,11 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[tuple[str, int
         text = entry.get("content") if isinstance(entry, dict) else None
         if not key.isdecimal() or not isinstance(text, str) or len(key) > 9:
             raise CheckpointError(f"{path}: added_tokens_decoder is broken at id {key!r}.")
-        special = bool(entry.get("special")) or _looks_special(text)
+        special = bool(entry.get("special")) or looks_special(text)
         if not special:
             text = text.replace("\u2581", " ")
-        added.append((path.name, int(key), text, special))
+        added.append(AddedToken(path.name, int(key), text, special))
     return added
-
-
-def _looks_special(text: str) -> bool:
-    """Whether a token is a control token by its look, whatever its entry says."""
-    brackets = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
-    wrapped = any(text.startswith(left) and text.endswith(right) for left, right in brackets)
-    return wrapped or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 
 
 def _refuse_duplicates(folder: Path, tokens: list[bytes]) -> None:
@@ -161,11 +120,6 @@ def _refuse_duplicates(folder: Path, tokens: list[bytes]) -> None:
                 f"{token.decode(errors='replace')!r}."
             )
         ids[token] = token_id
-
-
-def _adds_prefix(pieces: Any) -> bool:
-    """Whether SentencePiece itself puts a space before a text."""
-    return bool("".join(pieces.encode("a", out_type=str)).startswith("\u2581"))
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:

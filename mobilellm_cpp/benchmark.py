@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 
 from . import __version__
 from .errors import ModelError
-from .gguf_file import context_length, kv_bytes_per_token, open_gguf
+from .gguf_file import context_length, kv_bytes, open_gguf
 from .library import decode, lib, llama_cpp
 from .model import MAX_THREADS, MobileLLM
 
@@ -52,13 +52,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """One model: bytes that a decoded token reads (the weights of blocks that run twice count
-    once), seconds from the start of a `mobilellm generate` process with prompt_tokens to its first
+    """One model: bytes of weights that a decoded token reads (those of blocks that run twice count
+    once) and of K and V at each of DEPTHS, seconds from the start of a `mobilellm generate` process with prompt_tokens to its first
     token, and the peak of that process's resident memory in bytes."""
 
     path: str
     bytes_per_token: int
-    kv_bytes_per_token: int
+    kv_bytes: list[int]
     context: int
     prompt_tokens: int
     first_token_seconds: Spread
@@ -205,7 +205,9 @@ def _measure(
                 values.append(runner.rate(phase, tokens, limit.threads))
     spreads = [spread(values) if values else None for values in rates]
     shares = [
-        found.median * (model.bytes_per_token + model.kv_bytes_per_token * tokens) / limit.bandwidth
+        found.median
+        * (model.bytes_per_token + model.kv_bytes[DEPTHS.index(tokens)])
+        / limit.bandwidth
         if found and phase == "decode" and limit.bandwidth
         else None
         for found, model in zip(spreads, models, strict=True)
@@ -221,7 +223,7 @@ class _Runner:
         self.path = path
         with open_gguf(path) as file:
             self.context = context_length(file)
-            self.kv_bytes = kv_bytes_per_token(file)
+            self.kv_bytes = [kv_bytes(file, depth, 1) for depth in DEPTHS]
             sizes = {tensor.name: tensor.n_bytes for tensor in file.tensors()}
         if "output.weight" in sizes:  # then the embedding is read a row at a time
             sizes.pop("token_embd.weight", None)
@@ -239,7 +241,7 @@ class _Runner:
         return ModelFigures(
             path=self.path,
             bytes_per_token=self.bytes,
-            kv_bytes_per_token=self.kv_bytes,
+            kv_bytes=self.kv_bytes,
             context=self.context,
             prompt_tokens=n,
             first_token_seconds=spread([seconds for seconds, _ in started]),

@@ -5,13 +5,21 @@ import os
 from collections import Counter
 
 from .errors import ModelError
-from .gguf_file import GGUFFile, block_schedule, is_count, kv_bytes_per_token, open_gguf
+from .gguf_file import (
+    GGUFFile,
+    block_schedule,
+    is_count,
+    kv_bytes,
+    open_gguf,
+    sliding_layers,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """One model file. Sizes are bytes; kv_bytes_per_token counts K and V of all executed layers
-    in f16."""
+    """One model file. Sizes are bytes; kv_bytes counts K and V of all executed layers in f16 for
+    the whole context, kv_bytes_per_token what each further token takes. rope_layers and
+    sliding_layers count executed layers with RoPE and with a window of sliding_window tokens."""
 
     path: str
     architecture: str
@@ -29,10 +37,15 @@ class Description:
     kv_heads: int
     head_size: int
     context: int
+    sliding_window: int
+    sliding_layers: int
+    rope_layers: int
+    qk_norm: bool
     vocabulary: int
     tied_head: bool
     tensor_types: dict[str, int]
     kv_bytes_per_token: int
+    kv_bytes: int
     chat_template: bool
 
 
@@ -77,6 +90,11 @@ def _describe(path: str, file: GGUFFile) -> Description:
     kv_heads = number("attention.head_count_kv", heads)
     hidden = number("embedding_length")
     head_size = number("attention.key_length", hidden // heads)
+    context = number("context_length")
+    slides = sliding_layers(file)
+    rope = file.get(f"{arch}.attention.rope_pattern") if arch == "mobilellm" else None
+    if rope is not None and not (isinstance(rope, list) and len(rope) == stored):
+        raise ValueError(f"{arch}.attention.rope_pattern is {rope}")
     tensors = file.tensors()
     parameters = sum(tensor.n_elements for tensor in tensors)
     if not parameters:
@@ -97,10 +115,15 @@ def _describe(path: str, file: GGUFFile) -> Description:
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
-        context=number("context_length"),
+        context=context,
+        sliding_window=number("attention.sliding_window") if any(slides) else 0,
+        sliding_layers=sum(slides),
+        rope_layers=sum(bool(rope[block]) for block in schedule) if rope else len(schedule),
+        qk_norm=arch == "mobilellm" and bool(file.get(f"{arch}.attention.qk_norm", False)),
         vocabulary=file.get("tokenizer.ggml.tokens", 0),
         tied_head=all(tensor.name != "output.weight" for tensor in tensors),
         tensor_types=dict(Counter(tensor.type for tensor in tensors)),
-        kv_bytes_per_token=kv_bytes_per_token(file),
+        kv_bytes_per_token=kv_bytes(file, context + 1) - kv_bytes(file, context),
+        kv_bytes=kv_bytes(file, context),
         chat_template=file.get("tokenizer.chat_template") is not None,
     )

@@ -139,8 +139,20 @@ def context_length(file: GGUFFile) -> int:
     return value if is_count(value) else 0
 
 
-def kv_bytes_per_token(file: GGUFFile) -> int:
-    """K and V of all executed layers in f16; 0 for a file that is no plain transformer."""
+def sliding_layers(file: GGUFFile) -> list[bool]:
+    """Whether each executed layer of a `mobilellm` file sees a window of tokens only."""
+    schedule = block_schedule(file)
+    arch = file.get("general.architecture")
+    pattern = file.get(f"{arch}.attention.sliding_window_pattern")
+    sound = isinstance(pattern, list) and len(pattern) > max(schedule)
+    if arch != "mobilellm" or not sound:
+        return [False] * len(schedule)
+    return [bool(pattern[block]) for block in schedule]
+
+
+def kv_bytes(file: GGUFFile, n_ctx: int, n_ubatch: int = 512) -> int:
+    """Bytes of K and V in f16 for a context of n_ctx tokens, each executed layer with its own; 0
+    for a file that is no plain transformer. A sliding layer keeps its window and one batch."""
     arch = file.get("general.architecture")
     heads = file.get(f"{arch}.attention.head_count")
     kv_heads = file.get(f"{arch}.attention.head_count_kv", heads)
@@ -150,7 +162,10 @@ def kv_bytes_per_token(file: GGUFFile) -> int:
     head_size = file.get(f"{arch}.attention.key_length", width // heads)
     if not is_count(head_size):
         return 0
-    return len(block_schedule(file)) * int(kv_heads) * int(head_size) * 2 * 2
+    window = file.get(f"{arch}.attention.sliding_window", 0)
+    kept = min(n_ctx, -(-(window + n_ubatch) // 256) * 256) if is_count(window) else n_ctx
+    cells = sum(kept if slides else n_ctx for slides in sliding_layers(file))
+    return cells * int(kv_heads) * int(head_size) * 2 * 2
 
 
 def is_count(value: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ModelError
-from .gguf_file import context_length, kv_bytes_per_token, open_gguf
+from .gguf_file import context_length, kv_bytes, open_gguf
 from .library import Pieces, decode, guard, llama_cpp, sample, tokenize
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -71,8 +71,9 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
     n_threads: 0 takes the physical cores.
     flash_attn: None is on, which a quantized KV cache needs, except for an f32 KV cache, which
     upstream's flash attention would round to f16.
-    Other arguments are those of llama_cpp.Llama; logging is off. Raises ModelError with the reason
-    when the file cannot be used.
+    Other arguments are those of llama_cpp.Llama; logging is off, and so is swa_full: the KV cache
+    of a layer with a sliding window holds the window, not the context. Raises ModelError with the
+    reason when the file cannot be used.
     """
 
     def __init__(
@@ -102,13 +103,14 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
             raise ModelError(f"{lora}: no such file")
         if not kwargs.get("embedding"):  # else pooled outputs take the place of those of tokens
             kwargs.setdefault("pooling_type", llama_cpp.LLAMA_POOLING_TYPE_NONE)
+        kwargs.setdefault("swa_full", False)
         if flash_attn is None:
             flash_attn = llama_cpp.GGML_TYPE_F32 not in (kwargs.get("type_k"), kwargs.get("type_v"))
         needed = 0
         with open_gguf(path) as file:
             self._context = n_ctx or min(context_length(file) or 512, 8192)
             with contextlib.suppress(ModelError):  # the loader says it better
-                needed = self._context * kv_bytes_per_token(file)
+                needed = kv_bytes(file, self._context)
         if needed > _memory():
             raise ModelError(
                 f"{path}: a context of {self._context} tokens needs a KV cache of "
@@ -124,10 +126,9 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
                 **kwargs,
             )
         self._piece = Pieces(self._model.vocab)
-        self._model.detokenize = (
-            self._piece.text
-        )  # for completions, which ask for all at each token
+        self._model.detokenize = self._piece.text  # completions ask for all of it each time
         self._ctx.decode = lambda batch: decode(self.ctx, batch.batch)
+        self._ctx.kv_cache_seq_rm = self._remove
         template = self.metadata.get("tokenizer.chat_template")
         self._stop = () if template else PLAIN_STOP
         self._template = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
@@ -139,6 +140,18 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
             handler = llama_cpp.llama_chat_format.chat_formatter_to_chat_completion_handler
             self._chat_handlers["plain"] = handler(self._plain)
             self.chat_format: str | None = "plain"
+
+    def _remove(self, sequence: int, start: int, stop: int) -> bool:
+        """Forgets positions; False, and nothing done, where what is kept cannot be continued:
+        sliding layers may have dropped tokens that the one at start would see."""
+        sequence = max(sequence, 0)
+        memory = llama_cpp.llama_get_memory(self.ctx)
+        window = llama_cpp.llama_model_n_swa(self.model)
+        if window and start > 0:
+            first = llama_cpp.llama_memory_seq_pos_min(memory, sequence)
+            if first > max(0, start - window + 1):
+                return False
+        return bool(llama_cpp.llama_memory_seq_rm(memory, sequence, start, stop))
 
     def _plain(self, **arguments: Any) -> Any:
         """The plain template for create_chat_completion, with the stop strings it needs."""

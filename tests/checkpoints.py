@@ -2,6 +2,8 @@
 
     make_checkpoint(tmp_path / "m", layers=2, sharing=True)
     make_checkpoint(tmp_path / "m", **PUBLISHED["125M"], dtype="f16")
+    make_r1(tmp_path / "r1", rope=[1, 0, 1])
+    make_pro(tmp_path / "pro", sliding=[1, 0, 1], window=16)
 
 The same arguments give the same bytes. Torch is imported for `.bin` containers only.
 """
@@ -56,6 +58,7 @@ def make_checkpoint(
     architecture: str = "MobileLLMForCausalLM",
     seed: int = 0,
     tensors: Mapping[str, np.ndarray | None] | None = None,
+    mlp: str = "mlp",
     **config: Any,
 ) -> Path:
     """Write a random checkpoint into `folder` and return its path.
@@ -115,7 +118,9 @@ def make_checkpoint(
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
 
-    shapes = tensor_shapes(layers, hidden, heads * head_dim, kv_heads * head_dim, ffn, vocab, tied)
+    head_dim = fields.get("head_dim", head_dim)
+    q_rows, kv_rows = heads * head_dim, kv_heads * head_dim
+    shapes = tensor_shapes(layers, hidden, q_rows, kv_rows, ffn, vocab, tied, mlp)
     changes = dict(tensors or {})
     names = [name for name in shapes if changes.get(name, ...) is not None]
     names += [name for name, array in changes.items() if name not in shapes and array is not None]
@@ -149,6 +154,73 @@ def make_checkpoint(
     return folder
 
 
+def make_r1(
+    folder: Path | str,
+    *,
+    layers: int = 3,
+    hidden: int = 128,
+    heads: int = 4,
+    ffn: int = 192,
+    rope: list[int] | None = None,
+    qk_norm: bool = True,
+    vocab: int = 512,
+    **options: Any,
+) -> Path:
+    """A random checkpoint of the R1 family: `rope` has 1 for each layer that applies RoPE."""
+    options = {
+        "model_type": "llama4_text",
+        "attention_chunk_size": 64,
+        "attn_temperature_tuning": False,
+        "bos_token_id": vocab - len(SPECIAL_TOKENS),
+        "eos_token_id": [vocab - 7, vocab - 4, vocab - 3],
+        "head_dim": hidden // heads,
+        "intermediate_size": 2 * ffn,  # of experts, of which there are none
+        "intermediate_size_mlp": ffn,
+        "layer_types": ["full_attention"] * layers,
+        "moe_layers": [],
+        "no_rope_layers": rope or [1] * layers,
+        "num_local_experts": 0,
+        "rope_theta": 8e6,
+        "use_qk_norm": qk_norm,
+        "mlp": "feed_forward",
+        "architecture": "Llama4ForCausalLM",
+        **options,
+    }
+    sizes = {"layers": layers, "hidden": hidden, "heads": heads, "ffn": ffn, "vocab": vocab}
+    path = make_checkpoint(folder, **sizes, **options)
+    write_bpe(path, vocab, "llama3")
+    return path
+
+
+def make_pro(
+    folder: Path | str,
+    *,
+    layers: int = 3,
+    sliding: list[int] | None = None,
+    window: int = 16,
+    vocab: int = 512,
+    nested: bool = False,
+    **options: Any,
+) -> Path:
+    """A random checkpoint of the Pro family: `sliding` has 1 for each layer with a window."""
+    kinds = ["full_attention", "sliding_attention"]
+    options = {
+        "architecture": "MobileLLMP1ForCausalLM",
+        "model_type": "mobilellm_p1_text",
+        "layer_types": [kinds[slides] for slides in sliding or [0, 1, 0]],
+        "sliding_window": window,
+        **options,
+    }
+    path = make_r1(folder, layers=layers, vocab=vocab, **options)
+    write_bpe(path, vocab, "llama4")
+    if nested:
+        fields = json.loads((path / "config.json").read_text())
+        top = {name: fields.pop(name) for name in ("architectures", "eos_token_id")}
+        fields = top | {"model_type": "mobilellm_p1", "text_config": fields}
+        (path / "config.json").write_text(json.dumps(fields, indent=2))
+    return path
+
+
 def executed(stored: Mapping[str, Any], schedule: list[int]) -> dict[str, Any]:
     """The tensors of a model without sharing that holds every executed layer of a schedule."""
     weights = {name: array for name, array in stored.items() if ".layers." not in name}
@@ -161,7 +233,14 @@ def executed(stored: Mapping[str, Any], schedule: list[int]) -> dict[str, Any]:
 
 
 def tensor_shapes(
-    layers: int, hidden: int, q_rows: int, kv_rows: int, ffn: int, vocab: int, tied: bool
+    layers: int,
+    hidden: int,
+    q_rows: int,
+    kv_rows: int,
+    ffn: int,
+    vocab: int,
+    tied: bool,
+    mlp: str = "mlp",
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the family's tensors, in the order of the model."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
@@ -172,9 +251,9 @@ def tensor_shapes(
             block + "self_attn.k_proj.weight": (kv_rows, hidden),
             block + "self_attn.v_proj.weight": (kv_rows, hidden),
             block + "self_attn.o_proj.weight": (hidden, q_rows),
-            block + "mlp.gate_proj.weight": (ffn, hidden),
-            block + "mlp.up_proj.weight": (ffn, hidden),
-            block + "mlp.down_proj.weight": (hidden, ffn),
+            block + f"{mlp}.gate_proj.weight": (ffn, hidden),
+            block + f"{mlp}.up_proj.weight": (ffn, hidden),
+            block + f"{mlp}.down_proj.weight": (hidden, ffn),
             block + "input_layernorm.weight": (hidden,),
             block + "post_attention_layernorm.weight": (hidden,),
         }
@@ -268,6 +347,74 @@ def tokenizer_model(vocab: int) -> bytes:
         entry = b"\x0a" + bytes([len(piece)]) + piece + b"\x15" + struct.pack("<f", -float(i))
         model += b"\x0a" + bytes([len(entry)]) + entry
     return model
+
+
+# The last tokens of a byte-level vocabulary, named as Llama 3 names them.
+SPECIAL_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|pad_id|>",
+    "<|reserved_special_token_0|>",
+)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+WORDS = {
+    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "llama4": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+def write_bpe(folder: Path, vocab: int, words: str) -> None:
+    """Replace the tokenizer of a checkpoint by a byte-level one whose last ids are special."""
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer_json(vocab, words), encoding="utf-8")
+    settings = {
+        "bos_token": SPECIAL_TOKENS[0],
+        "eos_token": "<|eot_id|>",
+        "chat_template": CHAT_TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+
+
+@functools.cache
+def tokenizer_json(vocab: int, words: str) -> str:
+    """A byte-level BPE tokenizer of the tokenizers library that splits as `words` says."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS[words]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences(), trainer)
+    first = vocab - len(SPECIAL_TOKENS)
+    assert tokenizer.get_vocab_size() == first
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", first)]
+    )
+    return str(tokenizer.to_str())
 
 
 def sentences() -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..config import Config
 from ..tensor import Tensor
-from . import base
+from . import base, pro, r1
 from .model import Model, Weight
 
 __all__ = ["Model", "Weight", "build_model"]
@@ -17,6 +17,8 @@ Builder = Callable[[Config, dict[str, Tensor], "str | Sequence[int] | None"], Mo
 FAMILIES: dict[str, Builder] = {
     "MobileLLMForCausalLM": base.build,
     "LlamaForCausalLM": base.build,
+    "Llama4ForCausalLM": r1.build,
+    "MobileLLMP1ForCausalLM": pro.build,
 }
 
 

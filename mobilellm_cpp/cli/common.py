@@ -1,5 +1,6 @@
 """What several subcommands share: the MODEL argument and the progress bar."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,26 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the li
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same text.", show_default=False)
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a field of config.json; repeatable."),
+]
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """Fields of config.json from KEY=VALUE; a value that is no JSON is a string."""
+    fields: dict[str, Any] = {}
+    for setting in settings or []:
+        name, equals, value = setting.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(
+                f"{setting!r} is not of the form KEY=VALUE", param_hint="--set"
+            )
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
 
 
 def complain(error: BaseException) -> None:

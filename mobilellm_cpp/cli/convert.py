@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import WeightType, progress_bar
+from .common import Settings, WeightType, parse_settings, progress_bar
 
 
 def convert(
@@ -23,6 +23,7 @@ def convert(
             "by default what config.json says."
         ),
     ] = None,
+    settings: Settings = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """Convert a MobileLLM checkpoint to a GGUF file."""
@@ -30,7 +31,13 @@ def convert(
 
     with progress_bar() as progress:
         report = convert_checkpoint(
-            source, out, type=type.value, schedule=schedule, revision=revision, progress=progress
+            source,
+            out,
+            type=type.value,
+            schedule=schedule,
+            settings=parse_settings(settings),
+            revision=revision,
+            progress=progress,
         )
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)

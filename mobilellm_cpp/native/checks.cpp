@@ -5,6 +5,7 @@
 #include "llama-model-loader.h"
 #include "mobilellm.h"
 
+#include <algorithm>
 #include <cmath>
 #include <regex>
 #include <set>
@@ -93,6 +94,10 @@ void check_keys(const metadata & meta) {
         "attention.head_count_kv",
         "attention.key_length",
         "attention.layer_norm_rms_epsilon",
+        "attention.qk_norm",
+        "attention.rope_pattern",
+        "attention.sliding_window",
+        "attention.sliding_window_pattern",
         "attention.value_length",
         "block_count",
         "block_schedule",
@@ -140,6 +145,46 @@ void check_schedule(const metadata & meta, int64_t n_stored) {
     for (int64_t block = 0; block < n_stored; ++block) {
         if (!used[block]) {
             refuse(key + " never runs block " + std::to_string(block));
+        }
+    }
+}
+
+// What R1 and Pro say of their layers: an array has one entry for each stored block.
+void check_layers(const metadata & meta, int64_t n_stored) {
+    const auto check_array = [&](const char * key, gguf_type type, const char * items) {
+        const int64_t id = meta.find(key);
+        if (id < 0) {
+            return false;
+        }
+        if (gguf_get_kv_type(meta.ctx, id) != GGUF_TYPE_ARRAY || gguf_get_arr_type(meta.ctx, id) != type ||
+            int64_t(gguf_get_arr_n(meta.ctx, id)) != n_stored) {
+            refuse(meta.name(key) + " is not an array of " + std::to_string(n_stored) + " " + items +
+                   ", one for each stored block");
+        }
+        return true;
+    };
+    const int64_t norm = meta.find("attention.qk_norm");
+    if (norm >= 0 && gguf_get_kv_type(meta.ctx, norm) != GGUF_TYPE_BOOL) {
+        refuse(meta.name("attention.qk_norm") + " is neither true nor false");
+    }
+    if (check_array("attention.rope_pattern", GGUF_TYPE_UINT32, "32-bit unsigned integers")) {
+        meta.bounded("attention.rope_pattern", 0, 1, 1);
+    }
+    const bool pattern = check_array("attention.sliding_window_pattern", GGUF_TYPE_BOOL, "booleans");
+    const bool window  = meta.find("attention.sliding_window") >= 0;
+    if (window && gguf_get_kv_type(meta.ctx, meta.find("attention.sliding_window")) == GGUF_TYPE_ARRAY) {
+        refuse(meta.name("attention.sliding_window") + " is an array; all sliding layers have one window");
+    }
+    meta.bounded("attention.sliding_window", 1, max_context, 1);
+    if (pattern != window) {
+        refuse(meta.name("attention.sliding_window") + " and " + meta.name("attention.sliding_window_pattern") +
+               " are not both there");
+    }
+    if (pattern) {
+        const int64_t id     = meta.find("attention.sliding_window_pattern");
+        const auto *  slides = static_cast<const bool *>(gguf_get_arr_data(meta.ctx, id));
+        if (std::find(slides, slides + n_stored, true) == slides + n_stored) {
+            refuse(meta.name("attention.sliding_window_pattern") + " names no layer with a window");
         }
     }
 }
@@ -291,6 +336,7 @@ void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only) {
     check_tensors(ml, meta.arch);
     if (meta.arch == "mobilellm") {
         check_schedule(meta, n_stored);
+        check_layers(meta, n_stored);
         for (const char * key : { "attention.head_count", "attention.head_count_kv", "feed_forward_length" }) {
             const int64_t id = meta.find(key);
             if (id >= 0 && gguf_get_kv_type(meta.ctx, id) == GGUF_TYPE_ARRAY) {

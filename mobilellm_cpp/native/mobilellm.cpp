@@ -24,12 +24,28 @@ void llama_model_mobilellm::load_arch_hparams(llama_model_loader & ml) {
         schedule.assign(blocks, blocks + gguf_get_arr_n(ml.metadata, key));
     }
 
+    const int64_t qk_norm = gguf_find_key(ml.metadata, "mobilellm.attention.qk_norm");
+    hparams.use_kq_norm   = qk_norm >= 0 && gguf_get_val_bool(ml.metadata, qk_norm);
+
+    ml.get_key(LLM_KV_ATTENTION_SLIDING_WINDOW, hparams.n_swa, false);
+    if (hparams.n_swa > 0) {
+        hparams.swa_type                  = LLAMA_SWA_TYPE_STANDARD;
+        hparams.rope_freq_base_train_swa  = hparams.rope_freq_base_train;
+        hparams.rope_freq_scale_train_swa = hparams.rope_freq_scale_train;
+    }
+
     // upstream asks per executed layer; mobilellm_check_file has bounded every index
-    const llama_hparams stored = hparams;
+    const int64_t       windows = gguf_find_key(ml.metadata, "mobilellm.attention.sliding_window_pattern");
+    const int64_t       ropes   = gguf_find_key(ml.metadata, "mobilellm.attention.rope_pattern");
+    const llama_hparams stored  = hparams;
     for (size_t il = 0; il < schedule.size(); ++il) {
         hparams.n_head_arr[il]    = stored.n_head_arr[schedule[il]];
         hparams.n_head_kv_arr[il] = stored.n_head_kv_arr[schedule[il]];
         hparams.n_ff_arr[il]      = stored.n_ff_arr[schedule[il]];
+        hparams.is_swa_impl[il] =
+            windows >= 0 && static_cast<const bool *>(gguf_get_arr_data(ml.metadata, windows))[schedule[il]];
+        hparams.rope_pattern[il] =
+            ropes < 0 ? 1 : static_cast<const uint32_t *>(gguf_get_arr_data(ml.metadata, ropes))[schedule[il]];
     }
     hparams.n_layer_all = schedule.size();
 }
@@ -72,9 +88,15 @@ std::unique_ptr<llm_graph_context> llama_model_mobilellm::build_arch_graph(const
 
 llama_model_mobilellm::graph::graph(const llama_model_mobilellm & model, const llm_graph_params & params) :
     llm_graph_context(params) {
+    // an input that no node reads is never allocated, and filling it would abort
+    bool any_rope = false;
+    for (int il = 0; il < n_layer; ++il) {
+        any_rope = any_rope || hparams.has_rope(il);
+    }
     ggml_tensor * cur       = build_inp_embd(model.tok_embd);
-    ggml_tensor * positions = build_inp_pos();
-    auto *        kv        = build_attn_inp_kv();
+    ggml_tensor * positions = any_rope ? build_inp_pos() : nullptr;
+    auto *        kv        = hparams.n_swa > 0 ? nullptr : build_attn_inp_kv();
+    auto *        kv_iswa   = hparams.n_swa > 0 ? build_attn_inp_kv_iswa() : nullptr;
     ggml_tensor * out_ids   = build_inp_out_ids();
 
     for (int il = 0; il < n_layer; ++il) {
@@ -83,7 +105,7 @@ llama_model_mobilellm::graph::graph(const llama_model_mobilellm & model, const l
         res->t_layer_inp[il] = cur;
 
         ggml_tensor * inp = cur;
-        cur               = attention(block, inp, positions, kv, il);
+        cur = kv ? attention(block, inp, positions, kv, il) : attention(block, inp, positions, kv_iswa, il);
         if (il == n_layer - 1 && out_ids) {  // from here on only the tokens whose output was asked for
             cur = ggml_get_rows(ctx0, cur, out_ids);
             inp = ggml_get_rows(ctx0, inp, out_ids);
@@ -109,8 +131,9 @@ llama_model_mobilellm::graph::graph(const llama_model_mobilellm & model, const l
     ggml_build_forward_expand(gf, cur);
 }
 
+template <typename KV>
 ggml_tensor * llama_model_mobilellm::graph::attention(const llama_layer & block, ggml_tensor * inp,
-                                                      ggml_tensor * positions, llm_graph_input_attn_kv * kv, int il) {
+                                                      ggml_tensor * positions, KV * kv, int il) {
     const int64_t n_embd_head = hparams.n_embd_head_k();
 
     ggml_tensor * cur = build_norm(inp, block.attn_norm, nullptr, LLM_NORM_RMS, il);
@@ -119,10 +142,16 @@ ggml_tensor * llama_model_mobilellm::graph::attention(const llama_layer & block,
     // q: (n_embd_head, n_head, n_tokens), k and v: (n_embd_head, n_head_kv, n_tokens)
     auto [q, k, v] = build_qkv(block, cur, n_embd_head, n_head, n_head_kv, il);
 
-    q = ggml_rope_ext(ctx0, q, positions, nullptr, n_rot, rope_type, n_ctx_orig, freq_base, freq_scale, ext_factor,
-                      attn_factor, beta_fast, beta_slow);
-    k = ggml_rope_ext(ctx0, k, positions, nullptr, n_rot, rope_type, n_ctx_orig, freq_base, freq_scale, ext_factor,
-                      attn_factor, beta_fast, beta_slow);
+    if (hparams.has_rope(il)) {
+        q = ggml_rope_ext(ctx0, q, positions, nullptr, n_rot, rope_type, n_ctx_orig, freq_base, freq_scale, ext_factor,
+                          attn_factor, beta_fast, beta_slow);
+        k = ggml_rope_ext(ctx0, k, positions, nullptr, n_rot, rope_type, n_ctx_orig, freq_base, freq_scale, ext_factor,
+                          attn_factor, beta_fast, beta_slow);
+        if (hparams.use_kq_norm) {  // Llama 4: of each head, without weights, and only where RoPE is applied
+            q = ggml_rms_norm(ctx0, q, hparams.f_norm_rms_eps);
+            k = ggml_rms_norm(ctx0, k, hparams.f_norm_rms_eps);
+        }
+    }
     cb(q, "Qcur", il);
     cb(k, "Kcur", il);
     cb(v, "Vcur", il);

@@ -1,5 +1,6 @@
 // The `mobilellm` architecture for llama.cpp: a Llama whose stored blocks run in the order of a
-// schedule (MobileLLM, arXiv 2402.14905, section 3.4: block-wise weight sharing).
+// schedule (MobileLLM, arXiv 2402.14905, section 3.4: block-wise weight sharing), and what R1 and Pro
+// add to it: a weightless norm of q and k, layers without RoPE, layers with a sliding window.
 //
 // register.patch calls what is declared here; nothing else of upstream changes.
 
@@ -21,9 +22,10 @@ struct llama_model_mobilellm : public llama_model_base {
     struct graph : public llm_graph_context {
         graph(const llama_model_mobilellm & model, const llm_graph_params & params);
 
-        // attention and feed-forward of executed layer il, each with its residual; inp: (n_embd, n_tokens)
-        ggml_tensor * attention(const llama_layer & block, ggml_tensor * inp, ggml_tensor * positions,
-                                llm_graph_input_attn_kv * kv, int il);
+        // attention and feed-forward of executed layer il, each with its residual; inp: (n_embd, n_tokens).
+        // kv is the cache of all layers alike or, with sliding windows, the pair of caches (KV: its class)
+        template <typename KV>
+        ggml_tensor * attention(const llama_layer & block, ggml_tensor * inp, ggml_tensor * positions, KV * kv, int il);
         ggml_tensor * feed_forward(const llama_layer & block, ggml_tensor * inp, int il);
     };
 };

@@ -40,7 +40,8 @@ def test_json(folder):
     # every tensor is read: the head is tied, and a block that runs twice is counted once
     tensors = GGUFReader(folder / "a.gguf").tensors
     assert model["bytes_per_token"] == sum(int(tensor.n_bytes) for tensor in tensors)
-    assert model["kv_bytes_per_token"] == 4 * 2 * 16 * 2 * 2  # layers, KV heads, width, K and V
+    per_token = 4 * 2 * 16 * 2 * 2  # layers, KV heads, width, K and V
+    assert model["kv_bytes"] == [0, 512 * per_token, 1536 * per_token]
     assert 64 <= model["prompt_tokens"] < 70
     assert 0.1 < model["first_token_seconds"]["median"] < 60
     assert 20 << 20 < model["peak_memory"] < 2 << 30
@@ -55,7 +56,7 @@ def test_json(folder):
         assert 0 < rate["low"] <= rate["median"] <= rate["high"]
         assert row["ratio"] is None
         if row["phase"] == "decode":
-            read = model["bytes_per_token"] + row["tokens"] * model["kv_bytes_per_token"]
+            read = model["bytes_per_token"] + row["tokens"] * per_token
             share = rate["median"] * read / limit["bandwidth"]
             assert row["of_limit"] == [pytest.approx(share)]
     assert report["skipped"] == []

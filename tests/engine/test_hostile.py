@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import make_checkpoint, make_pro
 from gguf import GGMLQuantizationType
 from gguf_edit import ARRAY, BOOL, F32, I32, STRING, U32, rewrite
 
@@ -174,6 +174,36 @@ SCHEDULES = [
     (None, "runs"),
 ]
 
+# of a Pro file of three blocks
+LAYERS = [
+    ("attention.qk_norm", (1, U32), "qk_norm is neither true nor false"),
+    ("attention.qk_norm", None, "runs"),
+    ("attention.sliding_window", (0, U32), "sliding_window is 0"),
+    ("attention.sliding_window", (2**32 - 1, U32), "sliding_window is 4294967295"),
+    ("attention.sliding_window", ([16, 16, 16], ARRAY, U32), "sliding_window is an array"),
+    ("attention.sliding_window", (1, U32), "runs"),
+    ("attention.sliding_window", (4096, U32), "runs"),
+    ("attention.sliding_window", None, "not both there"),
+    ("attention.sliding_window_pattern", None, "not both there"),
+    ("attention.sliding_window_pattern", ([True] * 2, ARRAY, BOOL), "array of 3 booleans"),
+    ("attention.sliding_window_pattern", ([1, 0, 1], ARRAY, U32), "array of 3 booleans"),
+    ("attention.sliding_window_pattern", (True, BOOL), "array of 3 booleans"),
+    ("attention.sliding_window_pattern", ([True] * 3, ARRAY, BOOL), "runs"),
+    ("attention.sliding_window_pattern", ([False] * 3, ARRAY, BOOL), "names no layer"),
+    ("attention.rope_pattern", ([1, 1, 2], ARRAY, U32), "rope_pattern is 2"),
+    ("attention.rope_pattern", ([1], ARRAY, U32), "array of 3 32-bit"),
+    ("attention.rope_pattern", ([1, 0, 1], ARRAY, I32), "array of 3 32-bit"),
+    ("attention.rope_pattern", ([0, 0, 0], ARRAY, U32), "runs"),
+    ("block_schedule", ([0, 1, 2] * 170, ARRAY, U32), "runs"),
+    ("tokenizer.ggml.merges", None, "merges"),
+    ("tokenizer.ggml.merges", (["a"], ARRAY, STRING), None),
+    ("tokenizer.ggml.merges", (["", " ", "a b c"], ARRAY, STRING), None),
+    ("tokenizer.ggml.merges", ([1], ARRAY, U32), "merges"),
+    ("tokenizer.ggml.pre", ("morse", STRING), "morse"),
+    ("tokenizer.ggml.model", ("llama", STRING), None),
+    ("tokenizer.ggml.tokens", tokens(), None),
+]
+
 BAD = GGMLQuantizationType
 TENSORS = [
     ({"blk.1.attn_q.weight": None}, "blk.1.attn_q.weight"),
@@ -211,6 +241,18 @@ def assert_outcomes(wanted: dict[Path, str | None]) -> None:
         if part is not None and not any(p in got[path.name] for p in part.split("|"))
     }
     assert not wrong
+
+
+def test_unsound_layers(tmp_path):
+    make_pro(tmp_path / "c", dtype="f32")
+    good = tmp_path / "good.gguf"
+    convert_checkpoint(tmp_path / "c", good, type="f32")
+    wanted = {good: "runs"}
+    for i, (key, edit, part) in enumerate(LAYERS):
+        name = key if key.startswith("tokenizer.") else f"mobilellm.{key}"
+        path = rewrite(good, tmp_path / f"{i}-{key}.gguf", {name: edit})
+        wanted[path] = part
+    assert_outcomes(wanted)
 
 
 def test_metadata(model, tmp_path):

@@ -1,0 +1,167 @@
+"""Byte-level vocabularies against the tokenizers library, and what is refused of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import CHAT_TEMPLATE, SPECIAL_TOKENS, make_pro, make_r1
+from gguf import GGUFReader
+from mobilellm_cpp.convert import convert_checkpoint
+from tokenizers import Tokenizer
+
+from mobilellm_cpp import MobileLLM
+from mobilellm_cpp.errors import CheckpointError
+
+TEXTS = [
+    "",
+    "Hello world, it's the café's 12345 apples!",
+    "I'LL go; don't, WE'VE 'sure'",
+    " leading and trailing  ",
+    "tabs\tand\n\nlines\r\n   mixed \n x",
+    "漢字かな交じり文 と 한국어",
+    "🦙 emoji 👩‍👩‍👧 joined",
+    "def f(x):\n    return x ** 2  # code\n",
+    "http://example.com/a/b?c=d&e=f//",
+    "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>",
+    "a<|eot_id|>b <|eom_id|>",
+    "x" * 300,
+    "3 33 333 3333 3.33 3,333",
+    "\u00a0\u2003 spaces \ufeff",
+    "CamelCaseWords and snake_case",
+]
+# Scripts with combining marks, and case that changes inside a word of other letters: llama.cpp's
+# Llama 4 splitter knows neither (upstream's approximation of the published regex).
+LLAMA3_ONLY = ["ünïcode ÉCOLE naïve été приВет", "हिन्दी में पाठ", "ภาษาไทย"]
+
+
+@pytest.fixture(scope="module", params=["llama3", "llama4"])
+def model(request, tmp_path_factory):
+    """(kind, checkpoint, GGUF file) with a vocabulary of 900."""
+    folder = tmp_path_factory.mktemp("bpe")
+    make = make_r1 if request.param == "llama3" else make_pro
+    checkpoint = make(folder / "c", vocab=900)
+    convert_checkpoint(checkpoint, folder / "m.gguf")
+    return request.param, checkpoint, folder / "m.gguf"
+
+
+def test_texts_become_the_same_tokens(model):
+    kind, checkpoint, path = model
+    library = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    llm = MobileLLM(path, n_ctx=64, n_threads=1)
+    for text in TEXTS + (LLAMA3_ONLY if kind == "llama3" else []):
+        tokens = llm.tokenize(text.encode(), special=True)
+        assert tokens == library.encode(text).ids, text
+        plain = llm.detokenize(tokens, special=True).decode()
+        assert plain.removeprefix(SPECIAL_TOKENS[0]) == text
+
+
+def test_every_end_of_turn_id_ends_a_text(model):
+    _, _, path = model
+    import llama_cpp
+
+    llm = MobileLLM(path, n_ctx=64, n_threads=1)
+    ends = [i for i in range(900) if llama_cpp.llama_vocab_is_eog(llm._model.vocab, i)]
+    assert ends == [893, 896, 897]  # end_of_text, eom_id, eot_id
+    assert (llm.token_bos(), llm.token_eos()) == (892, 897)
+
+
+def test_generation_config_names_further_ends(tmp_path):
+    checkpoint = make_r1(tmp_path / "c", eos_token_id=500)
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": [501, 506]}')
+    convert_checkpoint(checkpoint, tmp_path / "m.gguf")
+    llm = MobileLLM(tmp_path / "m.gguf", n_ctx=64, n_threads=1)
+    import llama_cpp
+
+    for end in (500, 501, 509):  # eos of tokenizer_config.json is 509
+        assert llama_cpp.llama_vocab_is_eog(llm._model.vocab, end)
+
+
+def test_the_chat_template_is_carried_and_used(model):
+    _, _, path = model
+    field = GGUFReader(path).get_field("tokenizer.chat_template")
+    assert field.contents() == CHAT_TEMPLATE
+    llm = MobileLLM(path, n_ctx=64, n_threads=1)
+    tokens = llm.chat_tokens([{"role": "user", "content": "hi"}])
+    assert tokens[0] == llm.token_bos() and tokens[1] != llm.token_bos()
+    text = llm.detokenize(tokens, special=True).decode()
+    assert text == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_ids_without_a_token_are_padding(tmp_path):
+    checkpoint = make_r1(tmp_path / "c", vocab=512)
+    fields = json.loads((checkpoint / "tokenizer.json").read_text())
+    fields["added_tokens"] = fields["added_tokens"][:-2]
+    (checkpoint / "tokenizer.json").write_text(json.dumps(fields))
+    convert_checkpoint(checkpoint, tmp_path / "m.gguf")
+    tokens = GGUFReader(tmp_path / "m.gguf").get_field("tokenizer.ggml.tokens").contents()
+    assert tokens[-3:] == ["<|eot_id|>", "[PAD510]", "[PAD511]"]
+
+
+def edit(path: list[Any], value: Any) -> Any:
+    """A change of tokenizer.json: the place that path leads to becomes value, or goes for `...`."""
+
+    def change(fields: dict[str, Any]) -> None:
+        place: Any = fields
+        for step in path[:-1]:
+            place = place[step]
+        if value is ...:
+            del place[path[-1]]
+        else:
+            place[path[-1]] = value
+
+    return change
+
+
+SPLIT = ["pre_tokenizer", "pretokenizers", 0]
+TEMPLATE = ["post_processor", "single"]
+BAD = {
+    "normalizer": (edit(["normalizer"], {"type": "NFC"}), "normalizer must be null"),
+    "unigram": (edit(["model", "type"], "Unigram"), "model is no BPE"),
+    "no model": (edit(["model"], ...), "model is no BPE"),
+    "regex": (edit([*SPLIT, "pattern"], {"Regex": r"\p{L}+"}), "neither Llama 3's nor Llama 4's"),
+    "behaviour": (edit([*SPLIT, "behavior"], "Removed"), "neither Llama 3's nor Llama 4's"),
+    "ignore_merges": (edit(["model", "ignore_merges"], False), "ignore_merges must be true"),
+    "no vocab": (edit(["model", "vocab"], ...), "model.vocab is missing"),
+    "bad id": (edit(["model", "vocab", "a"], -1), "'a' has the impossible id -1"),
+    "id twice": (edit(["model", "vocab", "a"], 5), "two tokens for id 5"),
+    "no byte": (edit(["model", "vocab", "a"], ...), "no token for the byte 0x61"),
+    "large id": (edit(["model", "vocab", "a"], 512), "vocab_size must hold id 512"),
+    "no merges": (edit(["model", "merges"], ...), "model.merges is missing"),
+    "merge of one": (edit(["model", "merges"], ["a"]), "'a' is no merge"),
+    "merge of strangers": (edit(["model", "merges"], [["a", "zz9"]]), "is no merge of two tokens"),
+    "merge to nothing": (edit(["model", "merges"], ["\u0100 \u0100"]), "makes no token"),
+    "added": (edit(["added_tokens", 0], {"id": "1"}), "added_tokens is broken"),
+    "two before": (
+        edit(TEMPLATE, [{"SpecialToken": {"id": "a"}}] * 2 + [{"Sequence": {"id": "A"}}]),
+        "more than one token",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_llama_cpp_would_split_otherwise_is_refused(tmp_path, name):
+    checkpoint = make_r1(tmp_path / "c")
+    change, part = BAD[name]
+    fields = json.loads((checkpoint / "tokenizer.json").read_text())
+    change(fields)
+    (checkpoint / "tokenizer.json").write_text(json.dumps(fields))
+    assert part in refusal(checkpoint, tmp_path / "m.gguf")
+
+
+def test_a_tokenizer_json_of_a_sentencepiece_model_is_not_enough(tmp_path):
+    checkpoint = make_r1(tmp_path / "c")
+    (checkpoint / "tokenizer.json").write_text('{"pre_tokenizer": null}')
+    assert "tokenizer.model is missing" in refusal(checkpoint, tmp_path / "m.gguf")
+
+
+def refusal(checkpoint: Path, out: Path, **options: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        convert_checkpoint(checkpoint, out, **options)
+    assert not out.exists()
+    return str(caught.value)
