@@ -53,8 +53,8 @@ class Spread:
 @dataclass(frozen=True)
 class ModelFigures:
     """One model: bytes of weights that a decoded token reads (those of blocks that run twice count
-    once) and of K and V at each of DEPTHS, seconds from the start of a `mobilellm generate` process with prompt_tokens to its first
-    token, and the peak of that process's resident memory in bytes."""
+    once) and of K and V at each of DEPTHS, seconds from the start of a `mobilellm generate` process
+    with prompt_tokens to its first token, and the peak of its resident memory in bytes."""
 
     path: str
     bytes_per_token: int
