@@ -20,6 +20,7 @@ from ..quant.types import OUTPUT_TYPES, TensorType
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import Model, Weight, build_model
 from .gguf_file import GGUFFile, check_output, string, u32
+from .portable import portable as for_stock
 from .tokenizer import read_tokenizer
 
 CHUNK = 1 << 18  # weights that one thread works on at a time: they stay in its cache
@@ -53,6 +54,7 @@ def convert_checkpoint(
     type: str = "f16",
     schedule: str | Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
+    portable: bool = False,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -61,7 +63,8 @@ def convert_checkpoint(
     `type` is f32, f16, bf16, q8_0 or q4_0. `schedule` overrides the order in which the stored
     blocks are executed: immediate, repeat-all-over, reverse, "0,0,1,..." or block numbers.
     `settings` override fields of config.json (of a source that is not open yet).
-    Without `out` the file goes to <name of the source>-<type>.gguf in the current folder.
+    A `portable` file is one for stock, unpatched llama.cpp, with shared blocks written out.
+    Without `out` the file goes to <name>-<type>[-portable].gguf in the current folder.
     `progress` gets the bytes done, the bytes in all and the tensor's name, in the calling thread.
     Raises CheckpointError for whatever cannot be converted; `out` is then as it was before.
     """
@@ -71,9 +74,12 @@ def convert_checkpoint(
         checkpoint = source
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = open_checkpoint(checkpoint, revision, settings)
-        path = Path(f"{checkpoint.name}-{type}.gguf" if out is None else out).expanduser()
+        name = f"{checkpoint.name}-{type}{'-portable' if portable else ''}.gguf"
+        path = Path(name if out is None else out).expanduser()
         check_output(path, checkpoint.files)
         model = build_model(checkpoint.config, checkpoint.tensors, schedule)
+        if portable:
+            model = for_stock(model)
         metadata, notes = _metadata(checkpoint, model, type)
         if unread := checkpoint.config.unread:
             raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")
@@ -96,7 +102,7 @@ def convert_checkpoint(
         size_bytes=file.size,
         n_params=n_params,
         bits_per_weight=8 * sum(file.sizes.values()) / n_params,
-        n_stored=model.n_stored,
+        n_stored=model.decoder.blocks,
         n_executed=len(model.schedule),
         schedule=model.schedule,
         tied=model.tied,
@@ -107,7 +113,7 @@ def convert_checkpoint(
 def _metadata(
     checkpoint: Checkpoint, model: Model, type: str
 ) -> tuple[dict[str, bytes], list[str]]:
-    tokenizer, notes = read_tokenizer(checkpoint.folder, checkpoint.config, model.vocab_size)
+    tokenizer, notes = read_tokenizer(checkpoint.folder, checkpoint.config, model.decoder.vocab)
     general = {
         "general.architecture": string(model.architecture),
         "general.type": string("model"),
@@ -192,7 +198,7 @@ def _convert_rows(
             ) from None
         raise CheckpointError(f"{tensor} holds {problem.value} at {position}.") from None
     if weight.head_rows:
-        bits = interleave(bits, weight.head_rows)
+        bits = reorder(bits, weight.head_rows, weight.to_halves)
     data = rounder.round(bits, tensor.dtype, kind)
     file.write(weight.name, first * kind.row_bytes(bits.shape[1]), data.data)
     if len(tensor.shape) == 2:
@@ -200,10 +206,12 @@ def _convert_rows(
     return data.nbytes
 
 
-def interleave(bits: Array, head_rows: int) -> Array:
+def reorder(bits: Array, head_rows: int, to_halves: bool) -> Array:
     """Rows (heads * head_rows, columns) with row i of a head and row i + head_rows/2 made
-    neighbours: transformers rotates split halves, ggml's Llama rotates neighbouring pairs."""
+    neighbours, or `to_halves` back again: transformers' Llama rotates split halves, ggml's
+    neighbouring pairs."""
     rows, columns = bits.shape
-    heads = bits.reshape(rows // head_rows, 2, head_rows // 2, columns)
-    pairs: Array = heads.swapaxes(1, 2).reshape(rows, columns)
-    return pairs
+    inner = (head_rows // 2, 2) if to_halves else (2, head_rows // 2)
+    heads = bits.reshape(rows // head_rows, *inner, columns)
+    ordered: Array = heads.swapaxes(1, 2).reshape(rows, columns)
+    return ordered

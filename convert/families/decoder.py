@@ -8,7 +8,6 @@ All others are written as `mobilellm`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from ..config import Config
 from ..gguf_file import array_bool, array_u32, boolean, f32, u32
 from ..schedule import MAX_LAYERS, parse_schedule
 from ..tensor import BITS, Tensor
-from .model import Model, Weight
+from .model import Decoder, Model, Weight
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
@@ -30,26 +29,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "partial_rotary_factor": (1, None),
     "quantization_config": (None,),
 }
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """The sizes of a model, and what its blocks do; tuples have an entry for each stored block."""
-
-    hidden: int
-    ffn: int
-    blocks: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    context: int
-    epsilon: float
-    theta: float
-    qk_norm: bool = False
-    rope: tuple[bool, ...] = ()  # whether the block applies RoPE; empty: all do
-    sliding: tuple[bool, ...] = ()  # whether it sees only the last `window` tokens; empty: none
-    window: int = 0
 
 
 def read_decoder(
@@ -130,7 +109,7 @@ def build_decoder(
         more = f" and {len(missing) - 1} more tensors are" if len(missing) > 1 else " is"
         raise CheckpointError(f"{config.path.parent}: {missing[0]}{more} missing from the weights.")
     arch, metadata = decoder_metadata(decoder, order)
-    return Model(arch, metadata, weights, decoder.vocab, blocks, order, tied, notes)
+    return Model(arch, metadata, weights, decoder, order, tied, notes)
 
 
 def decoder_metadata(decoder: Decoder, order: tuple[int, ...]) -> tuple[str, dict[str, bytes]]:
@@ -146,8 +125,14 @@ def decoder_metadata(decoder: Decoder, order: tuple[int, ...]) -> tuple[str, dic
         extra["attention.sliding_window"] = u32(decoder.window)
         extra["attention.sliding_window_pattern"] = array_bool(decoder.sliding)
     arch = "mobilellm" if extra else "llama"
-    metadata = {
-        "block_count": u32(decoder.blocks),
+    metadata = sizes(decoder, decoder.blocks) | extra
+    return arch, {f"{arch}.{key}": value for key, value in metadata.items()}
+
+
+def sizes(decoder: Decoder, blocks: int) -> dict[str, bytes]:
+    """The keys that every Llama-like architecture has, of a file of so many blocks."""
+    return {
+        "block_count": u32(blocks),
         "context_length": u32(decoder.context),
         "embedding_length": u32(decoder.hidden),
         "feed_forward_length": u32(decoder.ffn),
@@ -160,7 +145,6 @@ def decoder_metadata(decoder: Decoder, order: tuple[int, ...]) -> tuple[str, dic
         "rope.freq_base": f32(decoder.theta),
         "vocab_size": u32(decoder.vocab),
     }
-    return arch, {f"{arch}.{key}": value for key, value in (metadata | extra).items()}
 
 
 def tensor_names(

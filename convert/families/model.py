@@ -10,11 +10,33 @@ from ..tensor import Tensor
 @dataclass(frozen=True)
 class Weight:
     """A tensor of the GGUF file. Where `head_rows` is set, the rows of each head of that many
-    rows change from split halves to interleaved pairs, which is the order of ggml's RoPE."""
+    rows change from split halves to interleaved pairs, which is the order of ggml's RoPE for
+    Llama; with `to_halves` the other way round."""
 
     name: str
     tensor: Tensor
     head_rows: int = 0
+    to_halves: bool = False
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The sizes of a model, and what its blocks do; tuples have an entry for each stored block."""
+
+    hidden: int
+    ffn: int
+    blocks: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    epsilon: float
+    theta: float
+    qk_norm: bool = False
+    rope: tuple[bool, ...] = ()  # whether the block applies RoPE; empty: all do
+    sliding: tuple[bool, ...] = ()  # whether it sees only the last `window` tokens; empty: none
+    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,8 +46,7 @@ class Model:
     architecture: str
     metadata: dict[str, bytes]
     weights: list[Weight]
-    vocab_size: int
-    n_stored: int
+    decoder: Decoder
     schedule: tuple[int, ...]
     tied: bool
     notes: list[str]

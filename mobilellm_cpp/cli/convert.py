@@ -24,6 +24,9 @@ def convert(
         ),
     ] = None,
     settings: Settings = None,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Write a file for stock, unpatched llama.cpp.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """Convert a MobileLLM checkpoint to a GGUF file."""
@@ -36,6 +39,7 @@ def convert(
             type=type.value,
             schedule=schedule,
             settings=parse_settings(settings),
+            portable=portable,
             revision=revision,
             progress=progress,
         )
