@@ -1,5 +1,6 @@
 # make demo     build all, convert the shipped model, chat with it
 # make test     all checks and tests (also builds the stock llama.cpp they compare with, once)
+# make bench    the README's table: our build against stock llama.cpp (half an hour on an idle machine)
 # make lint | stock | sanitize | clean
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find convert quant kernels mobilellm_cpp -type f -not -name '*.pyc')
 
-.PHONY: demo test lint stock sanitize clean
+.PHONY: demo test bench lint stock sanitize clean
 
 demo: .venv/installed
 	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
@@ -25,11 +26,14 @@ test: lint .venv/tests-installed stock
 	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" \
 	    MOBILELLM_KERNELS_TEST="$(CURDIR)/build/wheel/kernels_test" $(BIN)/pytest $(PYTEST_ARGS)
 
+bench: .venv/tests-installed stock
+	$(BIN)/python benchmarks/versus_stock.py
+
 lint: .venv/tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p mobilellm_cpp  # as installed
-	$(BIN)/clang-format --dry-run --Werror $(shell find kernels mobilellm_cpp/native tests/native -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $(shell find benchmarks kernels mobilellm_cpp/native tests/native -name '*.cpp' -o -name '*.h')
 
 .venv/created:
 	$(PYTHON) -m venv .venv

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 
 from . import __version__
 from .errors import ModelError
-from .gguf_file import context_length, kv_bytes, open_gguf
+from .gguf_file import GGUFFile, context_length, kv_bytes, open_gguf
 from .library import decode, lib, llama_cpp
 from .model import MAX_THREADS, MobileLLM
 
@@ -28,9 +28,9 @@ STEPS = 32  # tokens decoded in one measurement
 PROMPT = 64  # tokens before the first one of a new process
 READ = 1 << 30  # bytes read to find the bandwidth
 
-_bandwidth = lib.mobilellm_read_bandwidth
-_bandwidth.argtypes = [ctypes.c_size_t, ctypes.c_int32, ctypes.c_int32]
-_bandwidth.restype = ctypes.c_double
+read_bandwidth = lib.mobilellm_read_bandwidth
+read_bandwidth.argtypes = [ctypes.c_size_t, ctypes.c_int32, ctypes.c_int32]
+read_bandwidth.restype = ctypes.c_double
 _head_share = lib.mobilellm_head_share
 _head_share.argtypes = [
     llama_cpp.llama_cpp.llama_model_p_ctypes,
@@ -128,7 +128,7 @@ def benchmark(
     for n in threads:
         on = f"{n} thread{'s' * (n > 1)}"
         progress(f"{on}: bandwidth of memory and the output head")
-        limit = Limit(n, _bandwidth(READ, n, 3), [r.head_share(n) for r in runners])
+        limit = Limit(n, read_bandwidth(READ, n, 3), [r.head_share(n) for r in runners])
         limits.append(limit)
         for phase, sizes in (("prefill", PREFILL), ("decode", DEPTHS)):
             for tokens in sizes:
@@ -147,6 +147,14 @@ def benchmark(
         rows=rows,
         skipped=skipped,
     )
+
+
+def decoded_bytes(file: GGUFFile) -> int:
+    """Bytes of weights that a decoded token reads. Those of a block that runs twice count once."""
+    sizes = {tensor.name: tensor.n_bytes for tensor in file.tensors()}
+    if "output.weight" in sizes:  # then the embedding is read a row at a time
+        sizes.pop("token_embd.weight", None)
+    return sum(sizes.values())
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -224,10 +232,7 @@ class _Runner:
         with open_gguf(path) as file:
             self.context = context_length(file)
             self.kv_bytes = [kv_bytes(file, depth, 1) for depth in DEPTHS]
-            sizes = {tensor.name: tensor.n_bytes for tensor in file.tensors()}
-        if "output.weight" in sizes:  # then the embedding is read a row at a time
-            sizes.pop("token_embd.weight", None)
-        self.bytes = sum(sizes.values())
+            self.bytes = decoded_bytes(file)
         needed = max(_positions("prefill", max(PREFILL)), _positions("decode", max(DEPTHS)))
         self.llm = MobileLLM(path, n_ctx=min(self.context or needed, needed), n_threads=threads)
         self.memory = llama_cpp.llama_get_memory(self.llm.ctx)

@@ -1,0 +1,125 @@
+// The bare loop of llama.h, without sampling, over whichever libllama it is linked with.
+//
+//     loop MODEL THREADS first N                      prints a line as soon as the token after N prompt tokens is there
+//     loop MODEL THREADS time FLASH KV N [DEPTH=N]…   prints tokens/s: prefill of N (0: left out), then for each
+//                                                     depth, in rising order, N decoded tokens
+//
+// FLASH is 0 or 1, KV the type of the KV cache: f16 or q8_0. Rates are those of the median step, and of the median
+// of three prefills: what interrupts a program on a shared machine is not the program's.
+
+#include "llama.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+namespace {
+
+[[noreturn]] void fail(const char * what) {
+    std::fprintf(stderr, "loop: %s\n", what);
+    std::exit(1);
+}
+
+double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+    return values[values.size() / 2];
+}
+
+struct session {
+    llama_model *   model;
+    llama_context * context;
+    llama_memory_t  memory;
+    int             n_past = 0;
+
+    session(const char * path, int n_threads, bool flash, ggml_type kv) {
+        llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+        llama_backend_init();
+        model = llama_model_load_from_file(path, llama_model_default_params());
+        if (!model) {
+            fail("the model does not load");
+        }
+        llama_context_params params = llama_context_default_params();
+        params.n_ctx                = 2048;
+        params.n_threads            = n_threads;
+        params.n_threads_batch      = n_threads;
+        params.flash_attn_type      = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        params.type_k               = kv;
+        params.type_v               = kv;
+        context                     = llama_init_from_model(model, params);
+        if (!context) {
+            fail("no context");
+        }
+        memory = llama_get_memory(context);
+    }
+
+    // Decodes n tokens in one batch; seconds.
+    double run(int n) {
+        std::vector<llama_token> tokens(n);
+        const int                n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+        for (int i = 0; i < n; i++) {
+            tokens[i] = (5 + n_past + i) % n_vocab;
+        }
+        const auto start = std::chrono::steady_clock::now();
+        if (n > 0 && llama_decode(context, llama_batch_get_one(tokens.data(), n)) != 0) {
+            fail("llama_decode");
+        }
+        llama_synchronize(context);
+        n_past += n;
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+
+    void clear() {
+        llama_memory_clear(memory, true);
+        n_past = 0;
+    }
+};
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    const std::string mode = argc < 5 ? "" : argv[3];
+    if (mode == "first") {
+        session s(argv[1], std::atoi(argv[2]), true, GGML_TYPE_F16);
+        s.run(std::atoi(argv[4]));
+        const float * logits = llama_get_logits_ith(s.context, -1);
+        int           best   = 0;
+        for (int i = 0; i < llama_vocab_n_tokens(llama_model_get_vocab(s.model)); i++) {
+            best = logits[i] > logits[best] ? i : best;
+        }
+        std::printf("%d\n", best);
+        std::fflush(stdout);
+        return 0;
+    }
+    if (mode != "time" || argc < 7) {
+        fail("usage: see the head of loop.cpp");
+    }
+    const ggml_type kv = std::string(argv[5]) == "q8_0" ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+    session         s(argv[1], std::atoi(argv[2]), std::atoi(argv[4]) != 0, kv);
+    const int       prefill = std::atoi(argv[6]);
+    s.run(64);  // warm
+    if (prefill > 0) {
+        std::vector<double> seconds;
+        for (int i = 0; i < 3; i++) {
+            s.clear();
+            seconds.push_back(s.run(prefill));
+        }
+        std::printf("%.6g\n", prefill / median(seconds));
+    }
+    s.clear();
+    for (int i = 7; i < argc; i++) {
+        const std::string pair  = argv[i];
+        const int         depth = std::atoi(pair.c_str());
+        const int         n     = std::atoi(pair.c_str() + pair.find('=') + 1);
+        s.run(depth - 2 - s.n_past);
+        s.run(1), s.run(1);  // the first steps build the graph
+        std::vector<double> seconds;
+        for (int step = 0; step < n; step++) {
+            seconds.push_back(s.run(1));
+        }
+        std::printf("%.6g\n", 1 / median(seconds));
+    }
+    return 0;
+}
