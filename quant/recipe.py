@@ -1,8 +1,13 @@
-"""Which type each tensor gets: the same as llama.cpp's quantizer chooses at its defaults."""
+"""Which type each tensor gets: what llama.cpp's quantizer chooses at its defaults, or for type
+`exact` the smallest that holds the tensor as it is."""
 
 from __future__ import annotations
 
-from .types import F16, F32, OUTPUT_TYPES, Q6_K, Q8_0, TensorType
+from .lattice import float_holders, holders
+from .rounding import Array
+from .types import EXACT_TYPES, F16, F32, OUTPUT_TYPES, Q6_K, Q8_0, TensorType
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 def tensor_type(output_type: str, name: str, shape: tuple[int, ...], tied: bool) -> TensorType:
@@ -18,6 +23,18 @@ def tensor_type(output_type: str, name: str, shape: tuple[int, ...], tied: bool)
     columns = shape[-1]
     if chosen.block == 1:
         return chosen
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
+    if name == HEAD or (tied and name == EMBEDDING):
         chosen = Q6_K if columns % Q6_K.block == 0 and chosen is not Q8_0 else Q8_0
     return chosen if columns % chosen.block == 0 else F16
+
+
+def exact_types(name: str, bits: Array, source: str) -> set[TensorType]:
+    """The types that hold rows `bits` (rows, columns) of matrix `name`, raw bits of type `source`,
+    as they are. Embedding and head, which are trained in full precision, stay floats."""
+    able = float_holders(bits, source)
+    return able if name in (EMBEDDING, HEAD) else able | holders(bits, source)
+
+
+def smallest(able: set[TensorType]) -> TensorType:
+    """The type that `exact` takes of those that hold all of a tensor."""
+    return next(kind for kind in EXACT_TYPES if kind in able)

@@ -31,6 +31,9 @@ BF16 = TensorType("BF16", 30, 1, 2, None)
 Q4_0 = TensorType("Q4_0", 2, 32, 18, 65504.0 * 8)
 Q8_0 = TensorType("Q8_0", 8, 32, 34, 65504.0 * 127)
 Q6_K = TensorType("Q6_K", 14, 256, 210, 65504.0 * 1024)
+# Written for type exact only, where scales are taken over and not chosen.
+Q1_0 = TensorType("Q1_0", 41, 128, 18, 65504.0)
+Q2_0 = TensorType("Q2_0", 42, 64, 18, 65504.0 * 2)
 
 # Output types by the name that people give: the tensor type, and GGUF's general.file_type.
 OUTPUT_TYPES: dict[str, tuple[TensorType, int]] = {
@@ -40,3 +43,8 @@ OUTPUT_TYPES: dict[str, tuple[TensorType, int]] = {
     "q8_0": (Q8_0, 7),
     "q4_0": (Q4_0, 2),
 }
+
+# Type `exact` chooses for each matrix the first of these that holds it; general.file_type is that
+# of the one that holds the most weights.
+EXACT = "exact"
+EXACT_TYPES: dict[TensorType, int] = {Q1_0: 40, Q2_0: 41, Q4_0: 2, BF16: 32, F16: 1, F32: 0}

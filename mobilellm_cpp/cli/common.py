@@ -31,6 +31,7 @@ class WeightType(str, Enum):
     bf16 = "bf16"
     q8_0 = "q8_0"
     q4_0 = "q4_0"
+    exact = "exact"
 
 
 Type = Annotated[

@@ -15,7 +15,12 @@ def convert(
         Path | None,
         typer.Option("-o", "--out", help="The file to write; by default NAME-TYPE.gguf here."),
     ] = None,
-    type: Annotated[WeightType, typer.Option(help="Type of the weights.")] = WeightType.f16,
+    type: Annotated[
+        WeightType,
+        typer.Option(
+            help="Type of the weights; exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints."
+        ),
+    ] = WeightType.f16,
     schedule: Annotated[
         str | None,
         typer.Option(
@@ -49,3 +54,10 @@ def convert(
         f"{report.path}: {report.size_bytes / 2**20:.1f} MiB, {report.bits_per_weight:.2f} bits a "
         f"weight, {report.n_stored} blocks stored, {report.n_executed} layers executed"
     )
+    if lattice := report.lattice:
+        share = lattice.n_different / lattice.n_weights
+        differ = f"{share:.1%} of them differ by up to {lattice.deviation:.2%} from"
+        print(
+            f"on a lattice: {lattice.n_weights:,} weights, "
+            f"{differ if share else 'all exactly those of'} the checkpoint"
+        )

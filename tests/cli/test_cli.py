@@ -11,7 +11,7 @@ import pexpect
 import pytest
 from checkpoints import make_checkpoint
 from gguf_edit import ARRAY, STRING, U32, rewrite
-from mobilellm_cpp.quant.types import OUTPUT_TYPES
+from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 
 from mobilellm_cpp import MobileLLM
 from mobilellm_cpp.chat import Conversation
@@ -67,7 +67,7 @@ def test_help_is_light():
 
 
 def test_the_types_of_the_help_are_those_of_the_converter():
-    assert [kind.value for kind in WeightType] == list(OUTPUT_TYPES)
+    assert [kind.value for kind in WeightType] == [*OUTPUT_TYPES, EXACT]
 
 
 def test_version(place):
