@@ -82,7 +82,7 @@ def complain(error: BaseException) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A callback for conversions that draws a bar on stderr."""
+    """A callback for conversions that draws a bar on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -92,7 +92,8 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
         TransferSpeedColumn(),
         TextColumn("{task.description}"),
     )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("", total=None)
 
     def update(done: int, total: int, name: str) -> None:

@@ -55,9 +55,12 @@ def convert(
         f"weight, {report.n_stored} blocks stored, {report.n_executed} layers executed"
     )
     if lattice := report.lattice:
-        share = lattice.n_different / lattice.n_weights
-        differ = f"{share:.1%} of them differ by up to {lattice.deviation:.2%} from"
+        different = f"{lattice.n_different:,} ({lattice.n_different / lattice.n_weights:.1%})"
         print(
-            f"on a lattice: {lattice.n_weights:,} weights, "
-            f"{differ if share else 'all exactly those of'} the checkpoint"
+            f"{lattice.n_weights:,} weights are on a lattice, "
+            + (
+                f"{different} differ from the checkpoint's by up to {lattice.deviation:.2%}"
+                if lattice.n_different
+                else "all exactly the checkpoint's"
+            )
         )

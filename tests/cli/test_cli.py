@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import make_checkpoint, random_tensor, tensor_shapes
 from gguf_edit import ARRAY, STRING, U32, rewrite
+from lattices import pareto
 from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 
 from mobilellm_cpp import MobileLLM
@@ -90,6 +92,37 @@ def test_convert_to_a_name_with_a_schedule(place):
     assert done.returncode == 0, done.stderr
     about = json.loads(run(place, "inspect", "r.gguf", "--json").stdout)
     assert about["schedule"] == [0, 1, 1, 0] and about["sharing"] == "reverse sharing"
+
+
+@pytest.mark.parametrize(
+    ("bits", "says"),
+    [
+        (0, r"73,728 weights are on a lattice, all exactly the checkpoint's"),
+        (
+            4,
+            r"73,728 weights are on a lattice, [\d,]+ \(\d+\.\d%\) differ from the checkpoint's "
+            r"by up to 0\.3\d%",
+        ),
+    ],
+)
+def test_convert_exact(place, bits, says):
+    shapes = {n: s for n, s in tensor_shapes(2, 64, 64, 32, 128, 512, True).items() if "proj" in n}
+    tensors = {n: pareto(random_tensor(n, s, 0), bits) for n, s in shapes.items()}
+    make_checkpoint(place / f"pareto{bits}", tensors=tensors, sharing=True)
+    done = run(place, "convert", f"pareto{bits}", "--type", "exact")
+    assert done.returncode == 0 and done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"pareto{bits}-exact.gguf: ") and re.fullmatch(says, second)
+    about = json.loads(run(place, "inspect", f"pareto{bits}-exact.gguf", "--json").stdout)
+    assert about["tensor_types"] == {"f32": 5, "bf16": 1, "q4_0" if bits else "q2_0": 14}
+    done = run(place, "generate", f"pareto{bits}", "--type", "exact", "-p", "hello", "-n", "4")
+    assert done.returncode == 0, done.stderr
+
+
+def test_convert_exact_refuses_what_is_on_no_lattice(place):
+    done = run(place, "convert", "tiny", "--type", "exact")
+    assert_sentence(done, "tiny", "no matrix is on a lattice")
+    assert not (place / "tiny-exact.gguf").exists()
 
 
 def test_convert_refuses_in_one_sentence(place, tmp_path):

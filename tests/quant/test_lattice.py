@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import PUBLISHED, cast, make_checkpoint, random_tensor, tensor_shapes
+from checkpoints import PUBLISHED, cast, make_checkpoint, make_pro, random_tensor, tensor_shapes
 from dequantize import read_weights
 from lattices import FLOOR, WIDTHS, as_floats, int4_groups, pareto
 from mobilellm_cpp.convert import ConversionReport, convert_checkpoint
@@ -276,6 +276,24 @@ def two_levels(array: np.ndarray) -> np.ndarray:
     """Levels of float32 that no rounding has made: 1 and 2.006."""
     levels = np.float32([-2.0061234, -1.00012345, 1.00012345, 2.0061234])
     return levels[np.random.default_rng(4).integers(0, 4, array.shape)]
+
+
+def test_pro(tmp_path: Path) -> None:
+    """Its int4 checkpoint: groups of 32; the rows of q and k stay in their order."""
+    tensors = {}
+    for name, array in matrices(3, 128, 4, 2, 192).items():
+        tensors[name.replace(".mlp.", ".feed_forward.")] = int4_groups(array)
+    report = convert_checkpoint(
+        make_pro(tmp_path / "m", tensors=tensors), tmp_path / "m.gguf", type="exact"
+    )
+    written = read_weights(report.path)
+    stored = {
+        f"blk.{name.split('.')[2]}.{MATRICES[part]}.weight": as_floats(cast(array, "bf16"), "bf16")
+        for name, array in tensors.items()
+        for part in [name.split(".", 3)[3].removesuffix(".weight").replace("feed_forward", "mlp")]
+    }
+    assert len(stored) == 21 and types(written) == {"q4_0"}
+    assert 0 < compare(report, written, stored)[1] <= BOUND
 
 
 @pytest.mark.parametrize(
