@@ -20,13 +20,14 @@ from .vocabulary import (
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-# How a tokenizer.json splits words, and llama.cpp's name for it.
+LLAMA4 = "llama4"
+# How a tokenizer.json splits words, and llama.cpp's name for it (of the second an approximation).
 PRE_TOKENIZERS = {
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama4",
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": LLAMA4,
 }
 
 
@@ -58,7 +59,7 @@ def read_bpe(
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise CheckpointError(f"{path}: model is no BPE.")
     pre = _pre_tokenizer(path, fields)
-    if pre == "llama-bpe" and model.get("ignore_merges") is not True:
+    if model.get("ignore_merges") is not True:
         raise CheckpointError(f"{path}: ignore_merges must be true, as llama.cpp takes it to be.")
     vocab = _vocab(path, model)
     extra = _added_tokens(path, fields)

@@ -104,7 +104,10 @@ def convert_checkpoint(
         model = build_model(checkpoint.config, checkpoint.tensors, schedule)
         if portable:
             model = for_stock(model)
-        tokenizer, notes = read_tokenizer(checkpoint.folder, checkpoint.config, model.decoder.vocab)
+        stock = model.architecture != "mobilellm"
+        tokenizer, notes = read_tokenizer(
+            checkpoint.folder, checkpoint.config, model.decoder.vocab, stock
+        )
         if unread := checkpoint.config.unread:
             raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")
         if type == EXACT:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mobilellm_cpp.errors import CheckpointError
 
-from .bpe import is_byte_level, read_bpe
+from .bpe import LLAMA4, is_byte_level, read_bpe
 from .config import Config, read_json
 from .gguf_file import array_f32, array_i32, array_string, boolean, string, u32
 from .sentencepiece_file import read_sentencepiece
@@ -15,12 +15,13 @@ from .vocabulary import AddedToken, Vocabulary, looks_special
 
 
 def read_tokenizer(
-    folder: Path, config: Config, vocab_size: int
+    folder: Path, config: Config, vocab_size: int, stock: bool
 ) -> tuple[dict[str, bytes], list[str]]:
     """The tokenizer's metadata for a model with `vocab_size` embeddings, and notes.
 
     A byte-level tokenizer.json is read as such, else tokenizer.model. Ids that neither names are
-    padding. Raises CheckpointError for a vocabulary that llama.cpp would use otherwise.
+    padding. `stock` is whether the file is for stock llama.cpp, too. Raises CheckpointError for a
+    vocabulary that llama.cpp would use otherwise.
     """
     settings = _json(folder / "tokenizer_config.json")
     added = _added_tokens(folder, settings)
@@ -29,6 +30,13 @@ def read_tokenizer(
     else:
         vocabulary = read_sentencepiece(folder, settings, added, config, vocab_size)
     _refuse_duplicates(folder, vocabulary.tokens)
+    if vocabulary.pre == LLAMA4 and stock:
+        vocabulary.notes.append(
+            "llama.cpp splits words with combining marks, or with capitals beyond ASCII inside "
+            "them, otherwise than this tokenizer"
+        )
+    elif vocabulary.pre == LLAMA4:
+        vocabulary.pre = "mobilellm"  # exact, in our build
     metadata = {
         "tokenizer.ggml.model": string(vocabulary.model),
         "tokenizer.ggml.pre": string(vocabulary.pre),

@@ -395,19 +395,17 @@ def tokenizer_json(vocab: int, words: str) -> str:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS[words]), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = level  # trained on whole lines: tokens would cross words
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sentences(), trainer)
+    tokenizer.train_from_iterator([*sentences()[:200], *mixed_lines()], trainer)
+    split = pre_tokenizers.Split(Regex(WORDS[words]), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
     first = vocab - len(SPECIAL_TOKENS)
     assert tokenizer.get_vocab_size() == first
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
@@ -415,6 +413,16 @@ def tokenizer_json(vocab: int, words: str) -> str:
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", first)]
     )
     return str(tokenizer.to_str())
+
+
+# Characters of each kind that the expressions in WORDS tell apart.
+KINDS = "aAzZsStTlLéÉßẞʰªº漢म\u093f\u0301ǅ19²Ⅷ \t\r\n\u00a0/'’.-$🦙\u200d"
+
+
+def mixed_lines() -> list[str]:
+    """A few hundred random lines of KINDS, always the same."""
+    rng = random.Random(0)
+    return ["".join(rng.choices(KINDS, k=40)) for _ in range(300)]
 
 
 def sentences() -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import CHAT_TEMPLATE, SPECIAL_TOKENS, make_pro, make_r1
+from checkpoints import CHAT_TEMPLATE, KINDS, SPECIAL_TOKENS, make_pro, make_r1, mixed_lines
 from gguf import GGUFReader
 from mobilellm_cpp.convert import convert_checkpoint
 from tokenizers import Tokenizer
@@ -31,10 +32,14 @@ TEXTS = [
     "3 33 333 3333 3.33 3,333",
     "\u00a0\u2003 spaces \ufeff",
     "CamelCaseWords and snake_case",
+    "ünïcode ÉCOLE naïve été приВет МОСКВА ΑΒΓδεζ",
+    "हिन्दी में पाठ ภาษาไทย العَرَبِيَّة",
+    "e\u0301a\u0300 \u0301x A\u0301B ǅabc ßẞ ĸĹ 𝐀𝐚 ʰˢ ªº",
+    "a/b//c\n//\n /x ++\r\n/ .../\n",
+    "'s 'S x's X'S é'LL ll'll 'd'D 'x",
+    "Ⅷ½ ٣٤٥٦ 1²³",
+    "\u200d\u200b\u0085 \u2028x \ue000\U0010ffff",
 ]
-# Scripts with combining marks, and case that changes inside a word of other letters: llama.cpp's
-# Llama 4 splitter knows neither (upstream's approximation of the published regex).
-LLAMA3_ONLY = ["ünïcode ÉCOLE naïve été приВет", "हिन्दी में पाठ", "ภาษาไทย"]
 
 
 @pytest.fixture(scope="module", params=["llama3", "llama4"])
@@ -48,14 +53,46 @@ def model(request, tmp_path_factory):
 
 
 def test_texts_become_the_same_tokens(model):
-    kind, checkpoint, path = model
+    _, checkpoint, path = model
     library = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     llm = MobileLLM(path, n_ctx=64, n_threads=1)
-    for text in TEXTS + (LLAMA3_ONLY if kind == "llama3" else []):
+    for text in TEXTS:
         tokens = llm.tokenize(text.encode(), special=True)
         assert tokens == library.encode(text).ids, text
         plain = llm.detokenize(tokens, special=True).decode()
         assert plain.removeprefix(SPECIAL_TOKENS[0]) == text
+
+
+def test_random_texts_become_the_same_tokens(model):
+    """Words of every kind of character that the expressions tell apart."""
+    _, checkpoint, path = model
+    library = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    llm = MobileLLM(path, n_ctx=64, n_threads=1)
+    rng = random.Random(0)
+    for _ in range(3000):
+        text = "".join(rng.choices(KINDS, k=rng.randint(1, 12)))
+        assert llm.tokenize(text.encode(), special=True) == library.encode(text).ids, repr(text)
+
+
+@pytest.mark.parametrize("letters", ["a", "A", "\u0301", " ", "/", "1", "é"])
+def test_a_long_word_is_no_deep_recursion(model, letters):
+    kind, checkpoint, path = model
+    library = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    llm = MobileLLM(path, n_ctx=64, n_threads=1)
+    text = letters * 100_000
+    assert llm.tokenize(text.encode()) == library.encode(text).ids
+
+
+def test_a_file_for_stock_says_that_words_are_split_otherwise(tmp_path):
+    checkpoint = make_pro(tmp_path / "c", qk_norm=False, vocab=900)
+    report = convert_checkpoint(checkpoint, tmp_path / "m.gguf", portable=True)
+    assert any("combining marks" in note for note in report.notes)
+    llm = MobileLLM(tmp_path / "m.gguf", n_ctx=64, n_threads=1)
+    library = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    differ = [
+        text for text in mixed_lines() if llm.tokenize(text.encode()) != library.encode(text).ids
+    ]
+    assert len(differ) > 100
 
 
 def test_every_end_of_turn_id_ends_a_text(model):

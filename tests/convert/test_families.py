@@ -95,7 +95,7 @@ def test_pro_metadata(tmp_path, nested):
     assert found["attention.sliding_window_pattern"] == [False, True, True]
     assert found["attention.rope_pattern"] == [1, 1, 0]
     reader = GGUFReader(tmp_path / "m.gguf")
-    assert reader.get_field("tokenizer.ggml.pre").contents() == "llama4"
+    assert reader.get_field("tokenizer.ggml.pre").contents() == "mobilellm"
     assert reader.get_field("tokenizer.ggml.eos_token_id").contents() == 509
 
 
