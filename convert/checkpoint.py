@@ -94,10 +94,10 @@ def _shards(index: Path) -> dict[Path, set[str] | None]:
         if not isinstance(file, str) or not _is_plain_name(file) or not file.endswith(ending):
             raise CheckpointError(f"{puts}, which is no name of a {ending} file in this folder.")
         path = index.parent / file
-        if path not in shards and not _stays_inside(index.parent, path):
-            raise CheckpointError(f"{puts}, a link that leaves this folder.")
         if not path.is_file():
             raise CheckpointError(f"{puts}, and {path} is missing.")
+        if path not in shards and not _stays_inside(index.parent, path):
+            raise CheckpointError(f"{puts}, a link that leaves this folder.")
         names = shards.setdefault(path, set())
         if names is not None:
             names.add(tensor)

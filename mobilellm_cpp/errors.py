@@ -1,8 +1,25 @@
 """The exceptions of mobilellm_cpp: one sentence each, ready to be shown to a person."""
 
 
+MAX_LENGTH = 600  # characters of a message; what a file puts into one can be long
+
+
 class MobileLLMError(Exception):
-    """Something the user can understand and mend; the message is one sentence."""
+    """Something the user can understand and mend; the message is one sentence on one line.
+
+    It may quote a stranger's file: what would move a terminal's cursor is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        text = " ".join(message.splitlines())
+        text = "".join(c if c.isprintable() else _escaped(c) for c in text)
+        if len(text) > MAX_LENGTH:
+            text = f"{text[: MAX_LENGTH - 200]} ... {text[-195:]}"
+        super().__init__(text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 class CheckpointError(MobileLLMError):

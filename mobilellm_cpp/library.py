@@ -63,7 +63,30 @@ def _load() -> Any:
     # what there is to silence goes through the log.
     for module in (llama_cpp.llama, llama_cpp._internals):
         setattr(module, "suppress_stdout_stderr", lambda disable=True: nullcontext())  # noqa: B010
+    # Llama compiles the templates of a file; a broken one is no reason not to load the model.
+    formatter = llama_cpp.llama_chat_format.Jinja2ChatFormatter
+    llama_cpp.llama_chat_format.Jinja2ChatFormatter = _patient(formatter)
     return llama_cpp
+
+
+def _patient(formatter: Any) -> Any:
+    """A chat formatter that says only when it is used that its template is broken."""
+
+    class Formatter(formatter):  # type: ignore[misc]  # llama_cpp has no types
+        broken: Exception | None = None
+
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            try:
+                super().__init__(*arguments, **keywords)
+            except Exception as error:  # Python's own compiler has limits, too
+                self.broken = error
+
+        def __call__(self, **keywords: Any) -> Any:
+            if self.broken is not None:
+                raise self.broken
+            return super().__call__(**keywords)
+
+    return Formatter
 
 
 llama_cpp = _load()

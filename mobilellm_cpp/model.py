@@ -309,15 +309,17 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
                 tokens = self.tokenize(_bytes(text))
                 total = np.zeros(self.n_embd(), np.float64)
                 for start, stop in self._decode(tokens):
-                    got = llama_cpp.llama_get_embeddings(self.ctx)
-                    total += np.ctypeslib.as_array(got, (stop - start, self.n_embd())).sum(0)
+                    pointer = llama_cpp.llama_get_embeddings(self.ctx)
+                    got = np.ctypeslib.as_array(pointer, (stop - start, self.n_embd()))
+                    self._check_numbers(got)
+                    total += got.sum(0, dtype=np.float64)
                 row[:] = total / len(tokens)
         finally:
             llama_cpp.llama_set_embeddings(self.ctx, self.context_params.embeddings)
             self.reset()
-        self._check_numbers(out)
         if normalize:
-            out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+            lengths = np.linalg.norm(out.astype(np.float64), axis=1, keepdims=True)
+            out = (out / np.maximum(lengths, 1e-12)).astype(np.float32)
         return out
 
     def _decode(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:

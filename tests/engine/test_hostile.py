@@ -155,7 +155,7 @@ METADATA = [
     ("tokenizer.ggml.model", ("none", STRING), None),
     ("tokenizer.ggml.bos_token_id", (99999, U32), "runs"),
     ("tokenizer.ggml.eos_token_id", (2**32 - 1, U32), "runs"),
-    ("tokenizer.chat_template", ("{% for", STRING), "chat_template"),
+    ("tokenizer.chat_template", ("{% for", STRING), "the chat template of this file fails"),
     ("tokenizer.chat_template", ("{{ 1 // 0 }}", STRING), "the chat template of this file fails"),
     ("tokenizer.chat_template", ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", STRING), None),
     ("tokenizer.chat_template", ("", STRING), None),

@@ -1,7 +1,9 @@
-// Loads each file given, tokenizes, and decodes a few tokens in two sequences: what `make sanitize` runs under
-// AddressSanitizer and UndefinedBehaviorSanitizer. Prints a JSON line [file, outcome] for each.
+// Loads each file given, as an argument or else as a line of the input, tokenizes, and decodes a few tokens in two
+// sequences: what `make sanitize` and `make fuzz` run under AddressSanitizer and UndefinedBehaviorSanitizer. Prints
+// a JSON line [file, outcome] for each.
 
 #include <cstdio>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -86,14 +88,21 @@ std::string use(const char * path) {
     return outcome;
 }
 
+void report(const std::string & path) {
+    const std::string outcome = use(path.c_str());
+    std::printf("[%s, %s]\n", quoted(path).c_str(), quoted(outcome).c_str());
+    std::fflush(stdout);
+}
+
 }  // namespace
 
 int main(int argc, char ** argv) {
     llama_backend_init();
     for (int i = 1; i < argc; ++i) {
-        const std::string outcome = use(argv[i]);
-        std::printf("[%s, %s]\n", quoted(argv[i]).c_str(), quoted(outcome).c_str());
-        std::fflush(stdout);
+        report(argv[i]);
+    }
+    for (std::string path; argc == 1 && std::getline(std::cin, path);) {
+        report(path);
     }
     llama_backend_free();
     return 0;

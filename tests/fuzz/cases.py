@@ -1,0 +1,53 @@
+"""A case: a sound input by name, the edits that spoil it, and how it is used.
+
+A case is drawn from its kind, a seed and a number, and is plain JSON, so that it can be kept in
+failed.jsonl whatever becomes of the drawing.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from pathlib import Path
+from typing import Any
+
+from fuzz import checkpoint_edits, gguf_edits
+from fuzz.seeds import CHECKPOINTS, FILES
+from mobilellm_cpp.quant.types import OUTPUT_TYPES
+
+Case = dict[str, Any]
+KINDS = ("checkpoint", "gguf")
+
+SCHEDULES = ["immediate", "repeat-all-over", "reverse", "0,0,1,1", "1,0", "0", "2", "", "x", "0,-1"]
+
+
+@functools.cache
+def seed_input(kind: str, seeds: Path, name: str) -> Any:
+    """The files of a checkpoint, or the bytes of a GGUF file."""
+    if kind == "checkpoint":
+        return checkpoint_edits.read(seeds / "checkpoint" / name)
+    return (seeds / "gguf" / name).read_bytes()
+
+
+def draw_case(kind: str, seed: int, number: int, seeds: Path) -> Case:
+    """Case `number` of a run; `seeds` is the folder that make_seeds wrote."""
+    rng = random.Random(f"{kind}:{seed}:{number}")
+    if kind == "checkpoint":
+        name = rng.choice(list(CHECKPOINTS))
+        case: Case = {"type": rng.choice(list(OUTPUT_TYPES))}
+        if rng.random() < 0.15:
+            case["schedule"] = rng.choice(SCHEDULES)
+        case["edits"] = checkpoint_edits.draw(rng, seed_input(kind, seeds, name))
+    else:
+        name = rng.choice(list(FILES))
+        case = {"edits": gguf_edits.draw(rng, seed_input(kind, seeds, name))}
+    return {"kind": kind, "input": name, **case}
+
+
+def write_case(case: Case, seeds: Path, target: Path) -> None:
+    """The input of the case: the folder or file `target`."""
+    source = seed_input(case["kind"], seeds, case["input"])
+    if case["kind"] == "checkpoint":
+        checkpoint_edits.write(source, case["edits"], target)
+    else:
+        target.write_bytes(gguf_edits.apply(source, case["edits"]))

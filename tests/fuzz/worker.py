@@ -1,0 +1,219 @@
+"""Carries out the cases that come in as JSON lines and answers each with a JSON line.
+
+    worker.py SEEDS WORK        SEEDS is what make_seeds wrote, WORK an empty folder
+
+What must never happen is the answer's `failure`: an error that is none of ours or no sentence, a
+file written elsewhere or left behind, a conversion whose file does not load, too much memory. That
+the process dies or does not answer is for the one who asked to see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # where `fuzz` is
+
+from fuzz.cases import Case, write_case  # noqa: E402
+from mobilellm_cpp.convert import convert_checkpoint, open_checkpoint  # noqa: E402
+
+from mobilellm_cpp import CheckpointError, MobileLLM, MobileLLMError, ModelError  # noqa: E402
+from mobilellm_cpp.description import describe  # noqa: E402
+from mobilellm_cpp.gguf_file import open_gguf  # noqa: E402
+
+MEMORY = 2 << 30
+SPAWNING = {
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "socket.connect",
+}
+CHANGING = {
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "os.truncate",
+}
+
+
+class Failure(Exception):
+    """What must not happen, in words."""
+
+
+class Watch:
+    """Sees through Python's audit hooks what a call does to files and processes."""
+
+    def __init__(self) -> None:
+        self.allowed: Path | None = None  # the folder that may be written to, while watching
+        self.seen: list[str] = []
+        sys.addaudithook(self.hook)
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.allowed is None:
+            return
+        if event in SPAWNING:
+            self.seen.append(f"{event} {arguments}")
+        elif event in CHANGING or (event == "open" and self.writes(arguments[2])):
+            for path in arguments[: 2 if event in ("os.rename", "os.link") else 1]:
+                self.look(event, path)
+
+    @staticmethod
+    def writes(flags: int) -> bool:
+        return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+
+    def look(self, event: str, path: Any) -> None:
+        if isinstance(path, (str, bytes, os.PathLike)):
+            full = os.path.realpath(os.fsdecode(path))
+            if not full.startswith(f"{self.allowed}/") and full != "/dev/null":
+                self.seen.append(f"{event} {full}")
+
+
+def check_sentence(error: MobileLLMError) -> str:
+    """The message of an error, fit to be shown to a person."""
+    message = str(error)
+    if not message.strip() or not message.isprintable() or len(message) > 1000:
+        raise Failure(f"no sentence: {message[:2000]!r}")
+    if "bad_alloc" in message or "allocate" in message:
+        raise Failure(f"more memory was asked for than there is: {message}")
+    return message
+
+
+def use_file(path: Path) -> str | None:
+    """Use a GGUF file in every way; the first refusal, None where there is none."""
+    refusals = []
+
+    def attempt(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except ModelError as error:
+            refusals.append(check_sentence(error))
+
+    attempt(lambda: describe(path))
+    llm = attempt(lambda: MobileLLM(path, n_ctx=64, n_threads=1))
+    if llm is None:
+        return refusals[-1]
+    for text in ("hello", "\u00e9\t\U0001f600 <s>"):
+        attempt(lambda text=text: list(llm.stream(text, max_tokens=2, temperature=0.0)))
+    attempt(lambda: llm.chat([{"role": "user", "content": "hi"}], max_tokens=2, seed=1))
+    attempt(lambda: llm.embeddings(["hello"]))
+    attempt(lambda: llm.logits([1] * 40))
+    llm.close()
+    return refusals[0] if refusals else None
+
+
+def gguf_case(case: Case, path: Path, out: Path) -> tuple[bool, str | None]:
+    """Whether the parser of the file was passed, and the refusal."""
+    try:
+        with open_gguf(path):
+            passed = True
+    except ModelError:
+        passed = False
+    return passed, use_file(path)
+
+
+def checkpoint_case(case: Case, folder: Path, out: Path) -> tuple[bool, str | None]:
+    """Whether config and the headers of all weight files were read, and the refusal."""
+    before = sorted(os.listdir(folder))
+    try:
+        open_checkpoint(folder).tensors()
+        passed = True
+    except CheckpointError:
+        passed = False
+    try:
+        convert_checkpoint(folder, out, type=case["type"], schedule=case.get("schedule"))
+        refusal = None
+    except CheckpointError as error:
+        refusal = check_sentence(error)
+    if sorted(os.listdir(folder)) != before:
+        raise Failure(f"the checkpoint's folder holds {sorted(os.listdir(folder))}")
+    left = os.listdir(out.parent)
+    if left != ([] if refusal else [out.name]):
+        raise Failure(f"left in the output's folder: {left}")
+    if refusal is None:
+        describe(out)
+        llm = MobileLLM(out, n_ctx=64, n_threads=1)
+        try:
+            llm.logits([1, 5, 7])
+        except ModelError as error:
+            if "no numbers" not in str(error):  # weights may be large
+                raise
+        llm.close()
+    return passed, refusal
+
+
+RUNNERS = {"checkpoint": checkpoint_case, "gguf": gguf_case}
+
+
+def carry_out(
+    run: Callable[[Case, Path, Path], tuple[bool, str | None]],  # from the input to the output
+    case: Case,
+    seeds: Path,
+    work: Path,
+    watch: Watch,
+) -> dict[str, Any]:
+    """The answer for a case."""
+    for name in ("in", "out", "tmp", "cwd"):
+        (work / name).mkdir(parents=True)
+    for name in ("outside", "in/outside"):  # what links in a case point to
+        (work / name).write_bytes(b"outside")
+    source = work / "in" / "model"
+    write_case(case, seeds, source)
+    there = sorted(os.listdir(work))
+    os.chdir(work / "cwd")
+    answer: dict[str, Any] = {"passed": False, "refusal": None}
+    watch.allowed, watch.seen = (work / "out").resolve(), []
+    try:
+        answer["passed"], answer["refusal"] = run(case, source, work / "out" / "model.gguf")
+    except Failure as error:
+        answer["failure"] = str(error)
+    except MobileLLMError as error:
+        answer["failure"] = f"refused by the engine, not by the converter: {error}"
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        answer["failure"] = f"{type(error).__name__} ({where.filename}:{where.lineno}): {error}"
+    watch.allowed = None
+    problems = [f"did {what}" for what in watch.seen]
+    for name in ("tmp", "cwd"):
+        problems += [f"left {name}/{entry}" for entry in os.listdir(work / name)]
+    problems += [f"left {entry}" for entry in sorted(os.listdir(work)) if entry not in there]
+    if (work / "outside").read_bytes() + (work / "in" / "outside").read_bytes() != b"outside" * 2:
+        problems.append("wrote to a file that a link points to")
+    answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    if answer["memory"] > MEMORY:
+        problems.append(f"took {answer['memory'] >> 20} MiB of memory")
+    if problems:
+        answer.setdefault("failure", "; ".join(problems))
+    os.chdir("/")
+    shutil.rmtree(work)
+    return answer
+
+
+def main() -> None:
+    seeds, work = Path(sys.argv[1]), Path(sys.argv[2]) / "work"
+    os.environ["TMPDIR"] = str(work / "tmp")
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    # what would fill the machine's memory fails instead
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 2 * MEMORY, resource.RLIM_INFINITY))
+    watch = Watch()
+    for line in sys.stdin:
+        case = json.loads(line)
+        answer = carry_out(RUNNERS[case["kind"]], case, seeds, work, watch)
+        print(json.dumps(answer), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
