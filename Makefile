@@ -1,6 +1,7 @@
 # make demo     build all, convert the shipped model, chat with it
 # make test     all checks and tests (also builds the stock llama.cpp they compare with, once)
 # make bench    the README's table: our build against stock llama.cpp (half an hour on an idle machine)
+# make fuzz     spoiled checkpoints and GGUF files, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
 # make lint | stock | sanitize | clean
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find convert quant kernels mobilellm_cpp -type f -not -name '*.pyc')
 
-.PHONY: demo test bench lint stock sanitize clean
+.PHONY: demo test bench lint stock sanitized sanitize fuzz clean
 
 demo: .venv/installed
 	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
@@ -67,13 +68,18 @@ stock: .venv/created
 	fi
 
 # The hostile files of the tests and the kernels again, with C++ programs and all libraries under ASan and UBSan.
-sanitize: .venv/tests-installed
+sanitize: sanitized
+	MOBILELLM_USE_FILE="$(CURDIR)/build/sanitize/use_file" \
+	    MOBILELLM_KERNELS_TEST="$(CURDIR)/build/sanitize/kernels_test" \
+	    $(BIN)/pytest tests/engine/test_hostile.py tests/fuzz tests/kernels
+
+fuzz: sanitized
+	$(BIN)/python tests/fuzz --cases $(or $(CASES),5000) --sanitized build/sanitize/use_file $(FUZZ_ARGS)
+
+sanitized: .venv/tests-installed
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
 	    -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DMOBILELLM_SANITIZE=ON -DGGML_OPENMP=OFF >/dev/null
 	$(BIN)/cmake --build build/sanitize --target use_file kernels_test
-	MOBILELLM_USE_FILE="$(CURDIR)/build/sanitize/use_file" \
-	    MOBILELLM_KERNELS_TEST="$(CURDIR)/build/sanitize/kernels_test" \
-	    $(BIN)/pytest tests/engine/test_hostile.py tests/kernels
 
 clean:
 	rm -rf .venv build

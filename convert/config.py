@@ -25,6 +25,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
+SMALLEST = 2.0**-126  # GGUF holds float32, in which less loses digits and in the end is 0
+
+
 class Config:
     """The fields of config.json; each method refuses a value of another kind, naming the field.
 
@@ -61,8 +64,8 @@ class Config:
 
     def check_number(self, name: str, value: Any, high: float) -> float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 < value <= high:  # a NaN compares false
-            raise self.refusal(name, f"must be a number above 0 and at most {high:g}", value)
+        if not is_number or not SMALLEST <= value <= high:  # a NaN compares false
+            raise self.refusal(name, f"must be a number from {SMALLEST:.1g} to {high:g}", value)
         return float(value)
 
     def flag(self, name: str, *, required: bool = False) -> bool:

@@ -1,6 +1,5 @@
 """The exceptions of mobilellm_cpp: one sentence each, ready to be shown to a person."""
 
-
 MAX_LENGTH = 600  # characters of a message; what a file puts into one can be long
 
 

@@ -64,8 +64,8 @@ def _load() -> Any:
     for module in (llama_cpp.llama, llama_cpp._internals):
         setattr(module, "suppress_stdout_stderr", lambda disable=True: nullcontext())  # noqa: B010
     # Llama compiles the templates of a file; a broken one is no reason not to load the model.
-    formatter = llama_cpp.llama_chat_format.Jinja2ChatFormatter
-    llama_cpp.llama_chat_format.Jinja2ChatFormatter = _patient(formatter)
+    formats: Any = llama_cpp.llama_chat_format
+    formats.Jinja2ChatFormatter = _patient(formats.Jinja2ChatFormatter)
     return llama_cpp
 
 

@@ -16,6 +16,7 @@ import pytest
 from checkpoints import make_checkpoint, make_pro
 from gguf import GGMLQuantizationType
 from gguf_edit import ARRAY, BOOL, F32, I32, STRING, U32, rewrite
+from tokenizers import Tokenizer
 
 from mobilellm_cpp import convert_checkpoint
 
@@ -335,3 +336,33 @@ def test_flipped_bytes_in_the_header(model, tmp_path, seed):
         paths.append(tmp_path / f"{i}.gguf")
         paths[-1].write_bytes(mutant)
     outcomes(paths)
+
+
+LONG = """
+import sys
+from mobilellm_cpp import MobileLLM, MobileLLMError
+llm = MobileLLM(sys.argv[1], n_ctx=64, n_threads=1)
+for word in sys.argv[2:]:
+    print(*llm.tokenize((word * 50_000).encode(), add_bos=False))
+try:
+    llm.tokenize(b"a" * 1_100_000)
+except MobileLLMError as error:
+    print(error)
+"""
+
+
+def test_long_words(tmp_path):
+    """Llama 4's pattern goes through std::regex, which recurses once for each character of a word:
+    26,000 of them were the end of the process."""
+    folder = make_pro(tmp_path / "pro", layers=3)
+    convert_checkpoint(folder, tmp_path / "pro.gguf", type="f32")
+    words = ["a", "=", " ", "\n", "B", "\u4e2d", "\n\u3000"]
+    command = [sys.executable, "-c", LONG, str(tmp_path / "pro.gguf"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr[-1500:]
+    *lines, refusal = done.stdout.splitlines()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for word, line in zip(words, lines, strict=True):
+        ids = tokenizer.encode(word * 50_000, add_special_tokens=False).ids
+        assert line == " ".join(map(str, ids)), word
+    assert "a line of 1100000 characters is too long" in refusal

@@ -29,23 +29,10 @@ from mobilellm_cpp.description import describe  # noqa: E402
 from mobilellm_cpp.gguf_file import open_gguf  # noqa: E402
 
 MEMORY = 2 << 30
-SPAWNING = {
-    "os.system",
-    "os.exec",
-    "os.fork",
-    "os.posix_spawn",
-    "subprocess.Popen",
-    "socket.connect",
-}
-CHANGING = {
-    "os.remove",
-    "os.rename",
-    "os.mkdir",
-    "os.rmdir",
-    "os.symlink",
-    "os.link",
-    "os.truncate",
-}
+# Audit events of Python.
+STARTING = {"subprocess.Popen", "socket.connect"}
+STARTING |= {f"os.{name}" for name in ("system", "exec", "fork", "posix_spawn")}
+CHANGING = ("remove", "rename", "mkdir", "rmdir", "symlink", "link", "truncate")
 
 
 class Failure(Exception):
@@ -63,15 +50,16 @@ class Watch:
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.allowed is None:
             return
-        if event in SPAWNING:
+        if event in STARTING:
             self.seen.append(f"{event} {arguments}")
-        elif event in CHANGING or (event == "open" and self.writes(arguments[2])):
+        elif event.removeprefix("os.") in CHANGING or self.opens_to_write(event, arguments):
             for path in arguments[: 2 if event in ("os.rename", "os.link") else 1]:
                 self.look(event, path)
 
     @staticmethod
-    def writes(flags: int) -> bool:
-        return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+    def opens_to_write(event: str, arguments: tuple[Any, ...]) -> bool:
+        writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        return event == "open" and bool(arguments[2] & writing)
 
     def look(self, event: str, path: Any) -> None:
         if isinstance(path, (str, bytes, os.PathLike)):
@@ -132,7 +120,13 @@ def checkpoint_case(case: Case, folder: Path, out: Path) -> tuple[bool, str | No
     except CheckpointError:
         passed = False
     try:
-        convert_checkpoint(folder, out, type=case["type"], schedule=case.get("schedule"))
+        convert_checkpoint(
+            folder,
+            out,
+            type=case["type"],
+            schedule=case.get("schedule"),
+            settings=case.get("settings"),
+        )
         refusal = None
     except CheckpointError as error:
         refusal = check_sentence(error)
