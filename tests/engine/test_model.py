@@ -113,6 +113,22 @@ def test_sampling_is_that_of_llama_cpp_python(llm):
     assert len({str(answer) for answer in json.loads(plain.stdout)[0]}) == len(SETTINGS)
 
 
+def test_a_prompt_that_goes_on_decodes_only_what_is_new(llm, monkeypatch):
+    decoded = []
+    plain = llm._ctx.decode
+    monkeypatch.setattr(llm._ctx, "decode", lambda b: (decoded.append(b.batch.n_tokens), plain(b)))
+    sampling = {"max_tokens": 4, "temperature": 0.0}
+    llm.reset()
+    said = "".join(llm.stream("a b c d", **sampling))
+    first = len(llm.tokenize(b"a b c d"))
+    assert decoded == [first, 1, 1, 1]
+    decoded.clear()
+    again = "".join(llm.stream("a b c d e f", **sampling))
+    assert decoded[0] == len(llm.tokenize(b"a b c d e f")) - first
+    llm.reset()
+    assert again == "".join(llm.stream("a b c d e f", **sampling)) and said
+
+
 def test_a_token_outside_the_vocabulary_has_no_text(llm):
     for token in (-1, 512):
         with pytest.raises(ModelError, match=f"token {token} is outside the vocabulary of 512"):
