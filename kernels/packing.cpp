@@ -67,6 +67,47 @@ void to_gguf_q2_0(const uint8_t * in, uint8_t * out) {
     }
 }
 
+// A constant number of chunks: loading a model is mostly this loop.
+template <ggml_type TYPE, int CHUNKS>
+void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g0, int64_t g1, uint8_t * out) {
+    constexpr int64_t bytes    = 2 + 4 * CHUNKS;
+    const int64_t     n_blocks = n_cols / format_of(TYPE).columns;
+    const size_t      row_size = n_blocks * bytes;
+    const size_t      scales   = scales_size(TYPE, n_cols);
+    const size_t      size     = group_size(TYPE, n_cols);
+
+    for (int64_t g = g0; g < g1; ++g) {
+        uint8_t *       group = out + g * size;
+        const uint8_t * row   = rows + g * GROUP * row_size;
+        const int64_t   n     = std::min(GROUP, n_rows - g * GROUP);
+
+        if (n < GROUP) {
+            std::memset(group, 0, size);
+        } else {
+            std::memset(group + n_blocks * GROUP * 2, 0, scales - n_blocks * GROUP * 2);
+        }
+        for (int64_t b = 0; b < n_blocks; ++b) {
+            uint8_t * quants = group + scales + b * CHUNKS * 64;
+            for (int64_t r = 0; r < n; ++r) {
+                const uint8_t * in = row + r * row_size + b * bytes;
+#ifdef __GNUC__
+                __builtin_prefetch(row + GROUP * row_size + (b * GROUP + r) * bytes);  // of the next group
+#endif
+                std::memcpy(group + 2 * (GROUP * b + r), in, 2);
+                uint8_t block[4 * CHUNKS];
+                if (TYPE == GGML_TYPE_Q2_0) {
+                    from_gguf_q2_0(in + 2, block);
+                } else {
+                    std::memcpy(block, in + 2, 4 * CHUNKS);
+                }
+                for (int i = 0; i < CHUNKS; ++i) {
+                    std::memcpy(quants + 64 * i + 4 * r, block + 4 * i, 4);
+                }
+            }
+        }
+    }
+}
+
 // Block b of a row as in GGUF.
 void unpack_block(const matrix & m, int64_t row, int64_t b, uint8_t * out) {
     const format    f      = format_of(m.type);
@@ -106,37 +147,13 @@ size_t activation_size(int64_t n_cols) {
 }
 
 void pack(ggml_type type, int64_t n_cols, int64_t n_rows, const void * rows, int64_t g0, int64_t g1, uint8_t * out) {
-    const format  f        = format_of(type);
-    const int64_t n_blocks = n_cols / f.columns;
-    const size_t  row_size = n_blocks * f.bytes();
-    const size_t  size     = group_size(type, n_cols);
-
-    for (int64_t g = g0; g < g1; ++g) {
-        uint8_t *       group  = out + g * size;
-        uint8_t *       quants = group + scales_size(type, n_cols);
-        const uint8_t * row    = static_cast<const uint8_t *>(rows) + g * GROUP * row_size;
-        const int64_t   n      = std::min(GROUP, n_rows - g * GROUP);
-
-        if (n < GROUP) {
-            std::memset(group, 0, size);
-        } else {
-            std::memset(group + n_blocks * GROUP * 2, 0, scales_size(type, n_cols) - n_blocks * GROUP * 2);
-        }
-        for (int64_t b = 0; b < n_blocks; ++b) {
-            for (int64_t r = 0; r < n; ++r) {
-                const uint8_t * in = row + r * row_size + b * f.bytes();
-                std::memcpy(group + 2 * (GROUP * b + r), in, 2);
-                in += 2;
-                uint8_t shuffled[16];
-                if (type == GGML_TYPE_Q2_0) {
-                    from_gguf_q2_0(in, shuffled);
-                    in = shuffled;
-                }
-                for (int64_t i = 0; i < f.chunks; ++i) {
-                    std::memcpy(quants + 64 * (b * f.chunks + i) + 4 * r, in + 4 * i, 4);
-                }
-            }
-        }
+    switch (type) {
+        case GGML_TYPE_Q4_0:
+            return pack_groups<GGML_TYPE_Q4_0, 4>(n_cols, n_rows, static_cast<const uint8_t *>(rows), g0, g1, out);
+        case GGML_TYPE_Q8_0:
+            return pack_groups<GGML_TYPE_Q8_0, 8>(n_cols, n_rows, static_cast<const uint8_t *>(rows), g0, g1, out);
+        default:
+            return pack_groups<GGML_TYPE_Q2_0, 4>(n_cols, n_rows, static_cast<const uint8_t *>(rows), g0, g1, out);
     }
 }
 
@@ -157,17 +174,33 @@ void unpack_row(const matrix & m, int64_t row, float * out) {
     }
 }
 
-#ifndef MOBILELLM_AVX2
-const kernels * avx2() {
-    return nullptr;
-}
+// Asked here, since the files of the kernels may hold instructions that the processor lacks anywhere.
+#ifdef MOBILELLM_AVX2
+extern const kernels avx2_kernels;
+#endif
+#ifdef MOBILELLM_AVX512VNNI
+extern const kernels avx512vnni_kernels;
 #endif
 
-#ifndef MOBILELLM_AVX512VNNI
-const kernels * avx512vnni() {
+const kernels * avx2() {
+#ifdef MOBILELLM_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
+        return &avx2_kernels;
+    }
+#endif
     return nullptr;
 }
+
+const kernels * avx512vnni() {
+#ifdef MOBILELLM_AVX512VNNI
+    if (avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni")) {
+        return &avx512vnni_kernels;
+    }
 #endif
+    return nullptr;
+}
 
 const kernels & best() {
     static const kernels & chosen = avx512vnni() ? *avx512vnni() : avx2() ? *avx2() : scalar();

@@ -45,8 +45,9 @@ def test_the_patch_keeps_its_budget():
 
 @pytest.fixture
 def tree(llama_cpp_source, tmp_path):
-    """A copy of the folder that the patch touches."""
-    shutil.copytree(llama_cpp_source / "src", tmp_path / "tree" / "src")
+    """A copy of the folders that the patch touches."""
+    for folder in ("src", "ggml/src/ggml-cpu"):
+        shutil.copytree(llama_cpp_source / folder, tmp_path / "tree" / folder)
     return tmp_path / "tree"
 
 

@@ -1,0 +1,139 @@
+// What the vector kernels share: how groups and tokens are walked, and where to prefetch. Each instruction set
+// brings `tile`, which multiplies one group with a few tokens from registers.
+//
+// Only for the files compiled with instruction-set flags of their own. They must not use inline functions of other
+// headers: the linker keeps one copy of such a function for the whole library, perhaps the one with the flags.
+
+#pragma once
+
+#include "kernels.h"
+
+#include <immintrin.h>
+
+#define MOBILELLM_INLINE inline __attribute__((always_inline))
+
+namespace mobilellm {
+
+namespace {
+
+constexpr int64_t AHEAD = 4096;  // bytes between what is read and what is prefetched
+
+// How many bytes hold the quants of a pair of blocks (64 columns) of a group, and how many its scales.
+template <ggml_type TYPE>
+constexpr int64_t pair_bytes() {
+    return TYPE == GGML_TYPE_Q4_0 ? 512 : TYPE == GGML_TYPE_Q8_0 ? 1024 : 256;
+}
+
+template <ggml_type TYPE>
+constexpr int64_t scale_bytes() {
+    return TYPE == GGML_TYPE_Q2_0 ? 32 : 64;
+}
+
+// The part of one group that a tile reads, and what is to be read after it.
+struct part {
+    const uint8_t * scales;  // of its first pair of blocks
+    const uint8_t * quants;  // likewise
+    int64_t         n_pairs;
+    const uint8_t * next_scales;  // of the next group
+    int64_t         ahead;        // bytes to prefetch ahead of quants; past the part they lie
+    int64_t         skip;         // so many bytes further on
+};
+
+// Prefetches what stands `ahead` of pair i.
+template <ggml_type TYPE>
+MOBILELLM_INLINE void prefetch(const part & p, int64_t i) {
+    constexpr int64_t bytes = pair_bytes<TYPE>();
+    const int64_t     at    = i * bytes + p.ahead;
+    const char *      line  = reinterpret_cast<const char *>(p.quants) + at + (at < p.n_pairs * bytes ? 0 : p.skip);
+    for (int64_t offset = 0; offset < bytes; offset += 64) {
+        _mm_prefetch(line + offset, _MM_HINT_T0);
+    }
+    _mm_prefetch(reinterpret_cast<const char *>(p.next_scales) + i * scale_bytes<TYPE>(), _MM_HINT_T0);
+}
+
+template <class ISA, ggml_type TYPE, int T>
+MOBILELLM_INLINE void tile(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride, int64_t rows) {
+    ISA::template tile<TYPE, T>(p, q, q_size, y, stride, rows);
+}
+
+// n tokens (1 to ISA::TILE) by the tile made for that number.
+template <class ISA, ggml_type TYPE, int T = ISA::TILE>
+MOBILELLM_INLINE void tiles(const part & p, int64_t n, const uint8_t * q, size_t q_size, float * y, int64_t stride,
+                            int64_t rows) {
+    if (n == T) {
+        tile<ISA, TYPE, T>(p, q, q_size, y, stride, rows);
+    } else if constexpr (T > 1) {
+        tiles<ISA, TYPE, T - 1>(p, n, q, q_size, y, stride, rows);
+    }
+}
+
+template <class ISA, ggml_type TYPE>
+void multiply(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * activation,
+              int64_t n_tokens, float * y, int64_t stride, const void * next) {
+    constexpr int64_t bytes = pair_bytes<TYPE>();
+
+    const size_t  q_size      = activation_size(m.n_cols);
+    const size_t  size        = group_size(m.type, m.n_cols);
+    const size_t  scales_size = size - m.n_cols / 64 * bytes;
+    const int64_t n_pairs     = (b1 - b0) / 2;
+    const int64_t part_bytes  = n_pairs * bytes;
+    const auto *  q           = reinterpret_cast<const uint8_t *>(activation + b0);
+
+    // tokens that stay in the first-level cache while all groups pass
+    int64_t chunk = 24 * 1024 / int64_t(q_size) / ISA::TILE * ISA::TILE;
+    chunk         = chunk < ISA::TILE ? ISA::TILE : chunk;
+
+    for (int64_t t0 = 0; t0 < n_tokens; t0 += chunk) {
+        const int64_t t1 = t0 + chunk < n_tokens ? t0 + chunk : n_tokens;
+        for (int64_t g = g0; g < g1; ++g) {
+            const uint8_t * group = m.data + g * size;
+            const bool      last  = g + 1 == g1;
+
+            part p;
+            p.scales      = group + b0 / 2 * scale_bytes<TYPE>();
+            p.quants      = group + scales_size + b0 / 2 * bytes;
+            p.n_pairs     = n_pairs;
+            p.next_scales = last ? p.scales : p.scales + size;
+            p.ahead       = part_bytes < AHEAD ? part_bytes : AHEAD;
+            p.skip        = last ? 0 : int64_t(size) - part_bytes;
+            if (last) {  // `next`, or once more what has just been read
+                const auto * follows = next ? static_cast<const uint8_t *>(next) : p.quants;
+                p.skip               = follows - (p.quants + part_bytes);
+            }
+            const int64_t rows = m.n_rows - g * GROUP < GROUP ? m.n_rows - g * GROUP : GROUP;
+            for (int64_t t = t0; t < t1; t += ISA::TILE) {
+                tiles<ISA, TYPE>(p, t1 - t < ISA::TILE ? t1 - t : ISA::TILE, q + t * q_size, q_size,
+                                 y + t * stride + g * GROUP, stride, rows);
+            }
+        }
+    }
+}
+
+template <class ISA>
+void matmat_columns(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q,
+                    int64_t n_tokens, float * y, int64_t stride, const void * next) {
+    switch (m.type) {
+        case GGML_TYPE_Q4_0:
+            return multiply<ISA, GGML_TYPE_Q4_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next);
+        case GGML_TYPE_Q8_0:
+            return multiply<ISA, GGML_TYPE_Q8_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next);
+        default:
+            return multiply<ISA, GGML_TYPE_Q2_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next);
+    }
+}
+
+template <class ISA>
+void matvec(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q, float * y,
+            const void * next) {
+    matmat_columns<ISA>(m, g0, g1, b0, b1, q, 1, y, 0, next);
+}
+
+template <class ISA>
+void matmat(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
+            int64_t stride, const void * next) {
+    matmat_columns<ISA>(m, g0, g1, 0, m.n_cols / BLOCK, q, n_tokens, y, stride, next);
+}
+
+}  // namespace
+
+}  // namespace mobilellm
