@@ -10,6 +10,8 @@ import pytest
 # what a processor must have (as /proc/cpuinfo names it) for each set of kernels
 NEEDS = {
     "scalar": set(),
+    "avx2": {"avx2", "fma", "bmi2"},
+    "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
 }
 
 
