@@ -101,7 +101,10 @@ lib.mobilellm_tokenize.argtypes = llama_cpp.llama_cpp.llama_tokenize.argtypes
 lib.mobilellm_tokenize.restype = ctypes.c_int32
 lib.mobilellm_decode.argtypes = llama_cpp.llama_cpp.llama_decode.argtypes
 lib.mobilellm_decode.restype = ctypes.c_int32
-lib.mobilellm_sample.argtypes = llama_cpp.llama_cpp.llama_sampler_sample.argtypes
+lib.mobilellm_sample.argtypes = [
+    *llama_cpp.llama_cpp.llama_sampler_sample.argtypes,
+    ctypes.c_int32,
+]
 lib.mobilellm_sample.restype = ctypes.c_int32
 
 # What upstream puts before the reason itself.
@@ -143,10 +146,10 @@ def decode(context: Any, batch: Any) -> None:
         raise ModelError(f"the model cannot be run: {reason() or f'llama_decode says {result}'}")
 
 
-def sample(chain: Any, context: Any, idx: int, path: str) -> int:
-    """llama_sampler_sample. Raises ModelError where the logits are no numbers, or a sampler fails;
-    path names the model in it."""
-    token = int(lib.mobilellm_sample(chain, context, idx))
+def sample(chain: Any, context: Any, idx: int, n_best: int, path: str) -> int:
+    """llama_sampler_sample, which needs to see the n_best tokens alone, unless 0. Raises ModelError
+    where the logits are no numbers, or a sampler fails; path names the model in it."""
+    token = int(lib.mobilellm_sample(chain, context, idx, n_best))
     if token == -1:
         raise ModelError(f"{path} is damaged: what it computes are no numbers")
     if token < 0:

@@ -276,7 +276,8 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         """Llama's chain of samplers, in one call that refuses logits that are no numbers."""
         sampler = super()._init_sampler(*arguments, **sampling)
         chain, path = sampler.sampler, self.model_path
-        sampler.sample = lambda context, idx=-1: sample(chain, context.ctx, idx, path)
+        n_best = 0 if arguments else _best_needed(**sampling)
+        sampler.sample = lambda context, idx=-1: sample(chain, context.ctx, idx, n_best, path)
         return sampler
 
     def _check_numbers(self, outputs: npt.NDArray[np.float32]) -> None:
@@ -342,6 +343,27 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
 
     def _token_text(self, token: int) -> str:
         return self._model.token_get_text(token) if token >= 0 else ""
+
+
+def _best_needed(
+    top_k: int = 40,
+    temp: float = 0.8,
+    repeat_penalty: float = 1.0,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+    mirostat_mode: int = 0,
+    logits_processor: Any = None,
+    grammar: Any = None,
+    **_: Any,
+) -> int:
+    """How many of the likeliest tokens Llama's chain of samplers starts from; 0: from all, or from
+    more than its top-k finds by a sort of all (128)."""
+    penalties = (repeat_penalty, frequency_penalty, presence_penalty)
+    if logits_processor is not None or grammar is not None or penalties != (1, 0, 0):
+        return 0
+    if temp == 0:
+        return 1
+    return top_k if temp > 0 and mirostat_mode == 0 and 0 < top_k <= 128 else 0
 
 
 def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:

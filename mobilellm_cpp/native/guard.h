@@ -24,8 +24,9 @@ LLAMA_API int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * tex
 LLAMA_API int32_t mobilellm_decode(llama_context * ctx, llama_batch batch);
 
 // llama_sampler_sample over finite logits: -1 where one of them is no number, INT32_MIN, with a reason, where the
-// sampler fails.
-LLAMA_API int32_t mobilellm_sample(llama_sampler * sampler, llama_context * ctx, int32_t idx);
+// sampler fails. n_best, up to 128: the chain begins with a top-k of that many (or, for 1, is greedy), so that only
+// they matter; 0: any token does.
+LLAMA_API int32_t mobilellm_sample(llama_sampler * sampler, llama_context * ctx, int32_t idx, int32_t n_best);
 
 // gguf_init_from_file without the tensors' data; NULL, with a reason, for what its parser does not take.
 LLAMA_API gguf_context * mobilellm_gguf_open(const char * path);
