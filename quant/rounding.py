@@ -1,4 +1,4 @@
-"""Rounding of weights, by ggml's own functions, so that every byte is what llama.cpp would write.
+"""Rounding of weights and back, by ggml's own functions: every byte is what llama.cpp would write.
 
 Weights come as raw bits: uint16 for F16 and BF16, uint32 for F32.
 """
@@ -90,6 +90,31 @@ class Rounder(threading.local):
         return self._buffers[name][:need].view(dtype)
 
 
+def dequantize(data: Array, kind: int, columns: int) -> npt.NDArray[np.float32]:
+    """Rows of ggml's type number `kind`, as the bytes of a file, in float32 [rows, columns]."""
+    traits = ggml().ggml_get_type_traits(kind).contents
+    count = data.nbytes // traits.block_bytes * traits.block
+    if kind == F32.id:
+        return data.view(np.float32).reshape(-1, columns)
+    values = np.empty(count, np.float32)
+    traits.to_float(data.ctypes.data, values.ctypes.data, count)
+    return values.reshape(-1, columns)
+
+
+class _TypeTraits(ctypes.Structure):
+    """ggml_type_traits of ggml.h."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("block", ctypes.c_int64),
+        ("interleaved", ctypes.c_int64),
+        ("block_bytes", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float", ctypes.c_void_p),
+    ]
+
+
 @functools.cache
 def _limit_bits(limit: float, source: str) -> int:
     """The bits of the largest magnitude of `source` that does not exceed `limit`."""
@@ -124,4 +149,6 @@ def ggml() -> ctypes.CDLL:
         pointer,
     ]  # type, source, target, first weight, rows, columns, importance
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     return library
