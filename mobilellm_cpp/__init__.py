@@ -22,6 +22,7 @@ from .errors import CheckpointError, MobileLLMError, ModelError
 if TYPE_CHECKING:
     from .convert import convert_checkpoint
     from .model import MobileLLM
+    from .verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "MobileLLMError",
     "ModelError",
     "convert_checkpoint",
+    "verify",
 ]
 
 
@@ -42,4 +44,8 @@ def __getattr__(name: str) -> Any:
         from .convert import convert_checkpoint
 
         return convert_checkpoint
+    if name == "verify":
+        from .verification import verify
+
+        return verify
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

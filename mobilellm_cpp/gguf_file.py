@@ -4,6 +4,7 @@ gguf-py's reader takes seconds for a vocabulary of 100,000 tokens and trusts the
 """
 
 import ctypes
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,18 +53,24 @@ _n_tensors = _declare("gguf_get_n_tensors", _Id, _File)
 _tensor_name = _declare("gguf_get_tensor_name", ctypes.c_char_p, _File, _Id)
 _tensor_shape = _declare("gguf_get_tensor_ne", ctypes.POINTER(ctypes.c_int64), _File, _Id)
 _tensor_type = _declare("gguf_get_tensor_type", _Int, _File, _Id)
+_data_offset = _declare("gguf_get_data_offset", ctypes.c_size_t, _File)
+_tensor_offset = _declare("gguf_get_tensor_offset", ctypes.c_size_t, _File, _Id)
 _tensor_size = _declare("gguf_get_tensor_size", ctypes.c_size_t, _File, _Id)
 _type_name = _declare("ggml_type_name", ctypes.c_char_p, _Int)
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file: number of weights, ggml's name of its type, bytes."""
+    """One tensor of a file: number of weights, ggml's name and number of its type, bytes, the
+    shape with rows first, and the byte of the file at which it starts."""
 
     name: str
     n_elements: int
     type: str
     n_bytes: int
+    shape: tuple[int, ...]
+    type_id: int
+    start: int
 
 
 class GGUFFile:
@@ -93,14 +100,21 @@ class GGUFFile:
     def tensors(self) -> list[TensorInfo]:
         """All tensors, in the order of the file."""
         found = []
+        data = int(_data_offset(self._handle))
         for i in range(_n_tensors(self._handle)):
-            shape = _tensor_shape(self._handle, i)
+            sizes = list(_tensor_shape(self._handle, i)[:4])  # columns first, padded with ones
+            while len(sizes) > 1 and sizes[-1] == 1:
+                sizes.pop()
+            kind = _tensor_type(self._handle, i)
             found.append(
                 TensorInfo(
                     _tensor_name(self._handle, i).decode("utf-8", "replace"),
-                    shape[0] * shape[1] * shape[2] * shape[3],
-                    _type_name(_tensor_type(self._handle, i)).decode(),
+                    math.prod(sizes),
+                    _type_name(kind).decode(),
                     int(_tensor_size(self._handle, i)),
+                    tuple(sizes[::-1]),
+                    kind,
+                    data + int(_tensor_offset(self._handle, i)),
                 )
             )
         return found

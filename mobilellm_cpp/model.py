@@ -284,16 +284,21 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         if not np.isfinite(outputs).all():
             raise ModelError(f"{self.model_path} is damaged: what it computes are no numbers")
 
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """float32 [n_tokens, n_vocab]: the logits after each of tokens, from an empty context.
+    def logits(
+        self, tokens: Sequence[int], positions: Sequence[int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """float32 [n_tokens, n_vocab]: the logits after each of tokens, from an empty context; with
+        positions [len(positions), n_vocab]: those after the tokens at these places.
 
         Raises ModelError for no tokens, more than n_ctx, or ids outside the vocabulary.
         """
         tokens = [int(token) for token in tokens]
-        out = np.empty((len(tokens), self.n_vocab()), np.float32)
+        wanted = np.arange(len(tokens))[slice(None) if positions is None else list(positions)]
+        out = np.empty((len(wanted), self.n_vocab()), np.float32)
         for start, stop in self._decode(tokens):
             got = np.ctypeslib.as_array(self._ctx.get_logits(), (stop - start, self.n_vocab()))
-            out[start:stop] = got
+            here = (start <= wanted) & (wanted < stop)
+            out[here] = got[wanted[here] - start]
         self.reset()
         self._check_numbers(out)
         return out

@@ -33,8 +33,7 @@ def rewrite(
             writer.add_key_value(key, value, kind, item[0] if item else None)
     arrays = dict(tensors or {})
     for tensor in reader.tensors:
-        shape = tensor.shape[::-1].tolist()
-        arrays.setdefault(tensor.name, np.asarray(tensor.data).reshape(shape))
+        arrays.setdefault(tensor.name, (np.asarray(tensor.data), tensor.tensor_type))
     for name, array in arrays.items():
         if isinstance(array, tuple):
             writer.add_tensor(name, array[0], raw_dtype=array[1])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import MobileLLMError
-from . import bench, chat, convert, generate, inspect
+from . import bench, chat, convert, generate, inspect, verify
 from .common import complain
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(chat.chat)
 app.command()(generate.generate)
 app.command()(inspect.inspect)
 app.command()(bench.bench)
+app.command()(verify.verify)
 
 
 def _version(wanted: bool) -> None:

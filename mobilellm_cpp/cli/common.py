@@ -52,6 +52,14 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the li
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same text.", show_default=False)
 ]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        help="Order of the blocks: immediate, repeat-all-over, reverse or 0,0,1,1,…; "
+        "by default what config.json says."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a field of config.json; repeatable."),
@@ -72,6 +80,11 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         except ValueError:
             fields[name] = value
     return fields
+
+
+def printable(text: str) -> str:
+    """A text with names of strangers in it, fit for a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def complain(error: BaseException) -> None:

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from .common import Settings, WeightType, parse_settings, progress_bar
+from ..errors import ModelError
+from .common import (
+    Revision,
+    Schedule,
+    Settings,
+    WeightType,
+    complain,
+    parse_settings,
+    progress_bar,
+)
+from .verify import failure, print_verification
 
 
 def convert(
@@ -21,22 +31,26 @@ def convert(
             help="Type of the weights; exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints."
         ),
     ] = WeightType.f16,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            help="Order of the blocks: immediate, repeat-all-over, reverse or 0,0,1,1,…; "
-            "by default what config.json says."
-        ),
-    ] = None,
+    schedule: Schedule = None,
     settings: Settings = None,
     portable: Annotated[
         bool, typer.Option("--portable", help="Write a file for stock, unpatched llama.cpp.")
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    revision: Revision = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare the file with the checkpoint, as `mobilellm verify` does; exit code 1 if "
+            "they differ. The file stays.",
+        ),
+    ] = False,
 ) -> None:
     """Convert a MobileLLM checkpoint to a GGUF file."""
     from ..convert import convert_checkpoint
 
+    if verify:
+        from ..verification import verify as compare  # says now if torch is missing
     with progress_bar() as progress:
         report = convert_checkpoint(
             source,
@@ -64,3 +78,15 @@ def convert(
                 else "all exactly the checkpoint's"
             )
         )
+    if verify:
+        found = compare(
+            report.path,
+            source,
+            schedule=schedule,
+            settings=parse_settings(settings),
+            revision=revision,
+        )
+        print_verification(found)
+        if not found.ok:
+            complain(ModelError(f"{failure(found)}; the file is kept"))
+            raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Model, Type
+from .common import Model, Type, printable
 
 
 def inspect(
@@ -57,5 +57,4 @@ def inspect(
     }
     width = max(map(len, rows))
     for name, text in rows.items():
-        clean = "".join(c if c.isprintable() else "\ufffd" for c in text)  # names are a stranger's
-        print(f"{name:{width}}  {clean}")
+        print(f"{name:{width}}  {printable(text)}")

@@ -1,0 +1,115 @@
+"""mobilellm verify: whether a model file is what a checkpoint makes."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ModelError
+from .common import (
+    Model,
+    Revision,
+    Schedule,
+    Settings,
+    Threads,
+    Type,
+    complain,
+    parse_settings,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from ..verification import Verification
+
+
+def verify(
+    model: Model,
+    checkpoint: Annotated[
+        str, typer.Argument(help="The folder or hub id that the model was converted from.")
+    ],
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Compare logits on the beginning of this file, not on a built-in text.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    type: Type = None,
+    schedule: Schedule = None,
+    settings: Settings = None,
+    revision: Revision = None,
+    threads: Threads = 0,
+) -> None:
+    """Compare a model with its checkpoint: weights, metadata, tokens and logits. Needs torch."""
+    from ..verification import verify as compare
+    from .common import resolve
+
+    sample = None
+    if text is not None:
+        with open(text, encoding="utf-8", errors="replace") as file:
+            sample = file.read(1 << 16)  # more than is used
+    found = compare(
+        resolve(model, type),
+        checkpoint,
+        text=sample,
+        schedule=schedule,
+        settings=parse_settings(settings),
+        revision=revision,
+        n_threads=threads,
+    )
+    if as_json:
+        print(json.dumps({"ok": found.ok, **dataclasses.asdict(found)}, ensure_ascii=False))
+    else:
+        print_verification(found)
+    if not found.ok:
+        complain(ModelError(failure(found)))
+        raise typer.Exit(1)
+
+
+def failure(found: "Verification") -> str:
+    """The verdict on a file that is not right, in a sentence."""
+    more = f" (and {len(found.failures) - 1} more)" if len(found.failures) > 1 else ""
+    return printable(
+        f"{found.model} is not what {found.checkpoint} makes: {found.failures[0]}{more}"
+    )
+
+
+def print_verification(found: "Verification") -> None:
+    """A line for each tensor, then one for each question, then the verdict."""
+    width = max((len(tensor.name) for tensor in found.tensors), default=0)
+    for tensor in found.tensors:
+        share = "none is allowed" if tensor.share is None else f"{tensor.share:.2f} of the bound"
+        wrong = f", {tensor.outside} weights beyond it" if tensor.outside else ""
+        error = f"max |Δ| {tensor.max_error:.2e}"
+        print(f"{tensor.name:{width}}  {tensor.type:4}  {error}, {share}{wrong}")
+    rows = {"metadata": f"{len(found.metadata)} values compared with config.json"}
+    names = [tensor for tensor in found.tensors if tensor.outside]
+    rows["tensors"] = f"{len(found.tensors) - len(names)} of {len(found.tensors)} within rounding"
+    if found.tokenizer.library:
+        rows["tokenizer"] = (
+            f"{found.tokenizer.alike} of {found.tokenizer.texts} texts cut as by "
+            f"{found.tokenizer.library}"
+        )
+    else:
+        rows["tokenizer"] = "not compared: pip install tokenizers"
+    if logits := found.logits:
+        rows["logits"] = (
+            f"at {logits.positions} of {logits.tokens} tokens: |Δ| max "
+            f"{logits.max_difference:.3g}, mean {logits.mean_difference:.3g} where logits spread "
+            f"by {logits.spread:.3g}; "
+            f"KL {logits.kl_divergence:.2e}; top-1 {logits.top1_agreement:.1%}"
+        )
+    if graph := found.graph:
+        rows["graph"] = (
+            f"{graph.difference:.1e} of the spread from PyTorch with the same weights; "
+            f"rounded activations make {graph.noise:.1e}"
+        )
+    for name, row in rows.items():
+        print(f"{name:9}  {row}")
+    for sentence in found.failures:
+        print(f"wrong      {printable(sentence)}")
+    print("verdict    " + ("the file is what the checkpoint makes" if found.ok else "FAILED"))

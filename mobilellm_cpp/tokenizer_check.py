@@ -1,0 +1,197 @@
+"""Whether a file's tokenizer cuts texts as the checkpoint's own library does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .convert.checkpoint import Checkpoint
+from .convert.config import read_json
+from .errors import CheckpointError
+from .library import llama_cpp
+from .model import MobileLLM
+
+# What logits are compared on.
+TEXT = """The mill stood where the river bends, three miles below the town. Every morning at
+half past six the miller opened the sluice, listened to the wheel, and wrote the height of the
+water into a grey book: 1 foot 4, 1 foot 7, on one wet day in 1893 as much as 5 foot 11. "Why do
+you write it down?" asked the boy who swept the floor. "Because water forgets," said the miller,
+"and paper doesn't." The boy thought about that while he swept. Years later, when there was no
+miller any more and the wheel had been sold for scrap, an engineer from the city found forty of
+these books in a dry loft. She copied the numbers into a table, drew a curve through them, and
+saw at once why the new bridge had been flooded twice. Nobody had asked the river before building
+over it. She sent one page of the book, framed, to the council: it hangs there still, between a
+map and the portrait of a mayor, and most visitors take it for a shopping list.
+"""
+
+TEXTS = (
+    "Hello world",
+    " two  spaces,   three, and one at the end ",
+    "\ttabs\t\tand\nnew\n\nlines\r\n",
+    "",
+    " ",
+    "\n",
+    "3.14159, 2,718,281 and 0000 or 12345678901234567890",
+    "It's John's; we've said he'd come, they'LL see, I'M sure",
+    "def f(x):\n    return {'a': x[0] ** 2, \"b\": not x}  # why?\n",
+    "for (int i = 0; i < n; ++i) { sum += a[i] * b[i]; } /* done */",
+    '<html><body class="x">&amp; $x_1^2 \\frac{a}{b}$</body></html>',
+    "snake_case camelCase SCREAMING_CASE kebab-case path/to/file.txt",
+    "Grüße, naïve café, Łódź, Þórr, œuvre, ﬁ ligature, e\u0301 combining",
+    "Привет, мир! Καλημέρα κόσμε. שלום עולם. مرحبا بالعالم",
+    "你好，世界。こんにちは世界、안녕하세요 세계. नमस्ते दुनिया สวัสดีชาวโลก",
+    "emoji 😀 👩‍👩‍👧‍👦 🇩🇪 👍🏽 ❤️ and ☃",
+    "no-break\u00a0space, thin\u2009space, zero\u200bwidth, \u2028line, \ufeffmark, \u3000wide",
+    "control \x01\x02\x7f characters",
+    "\u2581 lower one eighth block",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!!!!!!!!!!!!!!!!????????????",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism",
+    "<s> </s> <unk> [INST] <|im_start|> <0x41>",
+    "x" * 300,
+    TEXT,
+)
+SPECIAL = 16  # special tokens that are looked at in a text
+
+
+@dataclass(frozen=True)
+class TokenizerCheck:
+    """`texts` were cut by both, `alike` of them into the same tokens; `library` is whose tokens
+    the file's were compared with, None where it is not installed. `differences` has a sentence for
+    each text that is not, and for each token that should end a text and does not."""
+
+    library: str | None
+    texts: int
+    alike: int
+    differences: list[str]
+
+
+def check_tokenizer(llm: MobileLLM, checkpoint: Checkpoint) -> TokenizerCheck:
+    """The file's tokenizer against SentencePiece for tokenizer.model, or the tokenizers library
+    for tokenizer.json."""
+    folder = checkpoint.folder
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    pieces = _sentencepiece(folder / "tokenizer.model", settings)
+    added = _added_texts(folder, settings)
+    if pieces is not None:
+        library = "sentencepiece"
+        cases = _sentencepiece_cases(llm, checkpoint, pieces, settings, added)
+        spelled = [pieces.id_to_piece(i) for i in range(pieces.vocab_size())]
+    elif (folder / "tokenizer.json").exists():
+        try:
+            import tokenizers
+        except ImportError:
+            return TokenizerCheck(None, 0, 0, [])
+        library, tokenizer = "tokenizers", _tokenizer(folder / "tokenizer.json", tokenizers)
+        cases = _json_cases(llm, tokenizer)
+        spelled = [tokenizer.id_to_token(i) for i in range(llm.n_vocab())]
+    else:
+        raise CheckpointError(f"{folder} has no tokenizer.model and no tokenizer.json.")
+    differences = []
+    for text, ours, theirs in cases:
+        if ours != theirs:
+            at = len(os.path.commonprefix([ours, theirs]))
+            differences.append(
+                f"the tokens of {text[:30]!r} are not those of {library}: from the one at {at} on "
+                f"{ours[at : at + 3]}, not {theirs[at : at + 3]}"
+            )
+    alike = len(cases) - len(differences)
+    texts = [llm._model.token_get_text(i) for i in range(len(spelled))]
+    wrong = [i for i, text in enumerate(spelled) if text not in (None, texts[i], *added)]
+    if wrong:
+        differences.append(
+            f"{len(wrong)} tokens are spelled in another way than by {library}, the first is "
+            f"{wrong[0]}: {texts[wrong[0]]!r}, not {spelled[wrong[0]]!r}"
+        )
+    ends = _ends(checkpoint, llm.n_vocab())
+    for token in ends:
+        if not llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+            differences.append(f"token {token} ends a text in the checkpoint and not in the file")
+    if ends and llm.token_eos() not in ends:
+        differences.append(f"the file ends texts with token {llm.token_eos()}, not {ends}")
+    return TokenizerCheck(library, len(cases), alike, differences)
+
+
+def _ends(checkpoint: Checkpoint, vocab: int) -> list[int]:
+    """The ids that end a text, by config.json and generation_config.json."""
+    path = checkpoint.folder / "generation_config.json"
+    said = [checkpoint.config.get("eos_token_id")]
+    if path.exists():
+        said.append(read_json(path).get("eos_token_id"))
+    ids = {i for ids in said for i in (ids if isinstance(ids, list) else [ids])}
+    return sorted(i for i in ids if type(i) is int and 0 <= i < vocab)
+
+
+def _sentencepiece(path: Path, settings: dict[str, Any]) -> Any:
+    """The SentencePieceProcessor of a file, None where there is none or another kind."""
+    import sentencepiece
+
+    if not path.exists():
+        return None
+    model = path.read_bytes()
+    if settings.get("add_prefix_space") is False:
+        # a message may be continued: normalizer_spec (3) { add_dummy_prefix (3) = false }
+        model += b"\x1a\x02\x18\x00"
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        return None
+
+
+Case = tuple[str, list[int], list[int]]  # a text, the file's tokens, the library's
+
+
+def _sentencepiece_cases(
+    llm: MobileLLM, checkpoint: Checkpoint, pieces: Any, settings: dict[str, Any], added: set[str]
+) -> list[Case]:
+    """Special tokens are plain text to SentencePiece, and are asked for by name; `added` ones it
+    does not know of."""
+    cases = []
+    for text in TEXTS:
+        if not any(token in text for token in added):
+            ours = llm.tokenize(text.encode(), add_bos=False)
+            cases.append((text, ours, pieces.encode(text)))
+    if settings.get("add_bos_token") is not False:
+        configured = checkpoint.config.token_id("bos_token_id", pieces.vocab_size())
+        bos = pieces.bos_id() if configured is None else configured
+        text = TEXTS[0]
+        cases.append((text, llm.tokenize(text.encode())[:1], [bos]))
+    controls = [i for i in range(pieces.vocab_size()) if pieces.is_control(i)]
+    for token in controls[:SPECIAL]:
+        text = pieces.id_to_piece(token)
+        if text not in added:
+            cases.append((text, llm.tokenize(text.encode(), add_bos=False, special=True), [token]))
+    return cases
+
+
+def _added_texts(folder: Path, settings: dict[str, Any]) -> set[str]:
+    """The tokens that stand outside of the tokenizer's own file."""
+    decoder = settings.get("added_tokens_decoder")
+    entries = decoder.values() if isinstance(decoder, dict) else []
+    texts = {entry.get("content") for entry in entries if isinstance(entry, dict)}
+    if (folder / "added_tokens.json").exists():
+        texts |= set(read_json(folder / "added_tokens.json"))
+    return {text for text in texts if isinstance(text, str) and text}
+
+
+def _tokenizer(path: Path, tokenizers: Any) -> Any:
+    """The Tokenizer of a tokenizer.json, for whole texts."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exceptions
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _json_cases(llm: MobileLLM, tokenizer: Any) -> list[Case]:
+    """With bos where the tokenizer puts one, and special tokens inside of texts."""
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    texts = [*TEXTS, *(f"one {token}two {token}{token}" for token in special[:SPECIAL])]
+    return [
+        (text, llm.tokenize(text.encode(), special=True), list(tokenizer.encode(text).ids))
+        for text in texts
+    ]

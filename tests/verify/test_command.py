@@ -1,0 +1,103 @@
+"""`mobilellm verify` and `convert --verify`, as a user runs them."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from checkpoints import make_checkpoint
+from gguf_edit import F32, rewrite
+
+MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
+
+# The command with part of the world replaced.
+PATCHED = """
+import sys
+{patch}
+sys.argv = ["mobilellm", *sys.argv[1:]]
+from mobilellm_cpp.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a checkpoint, its file, and one with another RoPE base."""
+    folder = tmp_path_factory.mktemp("command")
+    make_checkpoint(folder / "tiny")
+    done = run(folder, "convert", "tiny", "-o", "tiny.gguf", "--type", "q8_0")
+    assert done.returncode == 0, done.stderr
+    rewrite(folder / "tiny.gguf", folder / "wrong.gguf", {"llama.rope.freq_base": (5e5, F32)})
+    (folder / "text").write_bytes(b"some words \xff and more of them\n")
+    return folder
+
+
+def run(place, *arguments, patch=None):
+    command = [MOBILELLM] if patch is None else [sys.executable, "-c", PATCHED.format(patch=patch)]
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, cwd=place, encoding="utf-8"
+    )
+
+
+def test_a_right_file(place):
+    done = run(place, "verify", "tiny.gguf", "tiny", "--text", "text", "-t", "1")
+    assert done.returncode == 0 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert sum("of the bound" in line for line in lines) == 20  # one for each tensor
+    for start in ("metadata ", "tensors    20 of 20", "tokenizer ", "logits ", "graph "):
+        assert any(line.startswith(start) for line in lines), start
+    assert lines[-1] == "verdict    the file is what the checkpoint makes"
+
+
+def test_a_wrong_file_as_json(place):
+    done = run(place, "verify", "wrong.gguf", "tiny", "--json", "-t", "1")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("mobilellm: wrong.gguf is not what ")
+    assert "RoPE base is 500000.0, and config.json makes it 10000.0 (and 1 more)" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["ok"] is False and len(found["failures"]) == 2
+    assert {"kl_divergence", "top1_agreement", "max_difference"} < set(found["logits"])
+    assert found["graph"]["ratio"] > 5 and len(found["tensors"]) == 20
+    assert found["tokenizer"]["alike"] == found["tokenizer"]["texts"]
+
+
+def test_convert_and_verify(place):
+    done = run(place, "convert", "tiny", "-o", "new.gguf", "--schedule", "reverse", "--verify")
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert first.startswith("new.gguf: ") and last.startswith("verdict    the file is")
+
+
+def test_convert_keeps_a_file_that_fails(place):
+    """With a converter that leaves the rows of a head in their order."""
+    patch = (
+        "from mobilellm_cpp.convert import conversion\n"
+        "conversion.reorder = lambda bits, *_: bits.copy()"
+    )
+    done = run(place, "convert", "tiny", "-o", "bad.gguf", "--verify", patch=patch)
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "verdict    FAILED"
+    assert "blk.0.attn_q.weight is not the checkpoint's" in done.stderr
+    assert done.stderr.endswith("; the file is kept\n")
+    assert run(place, "verify", "bad.gguf", "tiny").returncode == 1  # it is there
+
+
+def test_without_torch(place):
+    patch = "sys.modules['torch'] = None"
+    for arguments in (["verify", "tiny.gguf", "tiny"], ["convert", "tiny", "-o", "x", "--verify"]):
+        done = run(place, *arguments, patch=patch)
+        assert done.returncode == 1 and done.stdout == ""
+        sentence = "the PyTorch reference needs torch: pip install 'mobilellm-cpp[torch]'"
+        assert done.stderr == f"mobilellm: {sentence}\n"
+    assert not (place / "x").exists()
+
+
+def test_refusals(place):
+    done = run(place, "verify", "tiny.gguf", "nothing/here/at-all")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    done = run(place, "verify", "none.gguf", "tiny")
+    assert done.returncode == 1 and "none.gguf: no such file" in done.stderr
+    done = run(place, "verify", "text", "tiny")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert run(place, "verify", "tiny.gguf", "tiny", "--text", "no text").returncode == 2
