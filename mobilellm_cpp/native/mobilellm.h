@@ -36,3 +36,6 @@ void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only);
 
 // Upper bound of graph nodes. Upstream counts stored tensors, too few once blocks run more than once.
 uint32_t mobilellm_graph_max_nodes(const llama_model & model);
+
+// The graph that decodes one token in one node where model and request allow it; nullptr: the ordinary graph does.
+std::unique_ptr<llm_graph_context> mobilellm_fused_graph(const llama_model & model, const llm_graph_params & params);

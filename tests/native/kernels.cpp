@@ -19,6 +19,8 @@
 
 using namespace mobilellm;
 
+void test_fused_ops();  // fused_ops.cpp
+
 namespace {
 
 std::mt19937 generator(1);
@@ -324,6 +326,7 @@ int main() {
             check_all(*k);
         }
     }
+    test_fused_ops();
     std::printf("best: %s\n", best().name);
     return 0;
 }

@@ -1,0 +1,74 @@
+// The blocks of a Llama-like model for one token, as one graph node: from the token's embedding to the normed
+// hidden state that the output matrix is multiplied with. All threads run it and meet at barriers of their own.
+//
+// The thread count never changes a bit of the result: a row of a matrix is summed by one thread, and attention is
+// split into shards by the number of cells alone, combined in their order.
+
+#pragma once
+
+#include "ggml.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace mobilellm {
+
+// One executed layer. Layers that share their weights name the same tensors.
+struct fused_layer {
+    const ggml_tensor * attn_norm;
+    const ggml_tensor * wq;
+    const ggml_tensor * wk;
+    const ggml_tensor * wv;
+    const ggml_tensor * wo;
+    const ggml_tensor * ffn_norm;
+    const ggml_tensor * ffn_gate;
+    const ggml_tensor * ffn_up;
+    const ggml_tensor * ffn_down;
+    // llama.cpp's views of its KV cache: k (n_embd_head, n_head_kv, n_kv), v likewise or (n_kv, n_head_kv, n_embd_head)
+    const ggml_tensor * k;
+    const ggml_tensor * v;
+
+    bool rope;
+    bool qk_norm;  // of each head of q and k, without weights, after RoPE
+};
+
+struct fused_model {
+    std::vector<fused_layer> layers;
+    const ggml_tensor *      output_norm;
+
+    int64_t n_embd;
+    int64_t n_ff;
+    int64_t n_head;
+    int64_t n_head_kv;
+    int64_t n_embd_head;  // also the number of rotated dimensions
+    int64_t n_kv;         // cells the mask speaks of
+    int64_t kv_size;      // cells of the whole cache
+
+    float eps;
+    float kq_scale;
+    float rope_freq_base;
+    float rope_freq_scale;
+    float rope_attn_factor;
+
+    // Size of the Hadamard matrix that the cache's K (and q) and V are rotated by, 0: not rotated.
+    int64_t k_rotation;
+    int64_t v_rotation;
+};
+
+class fused_step;
+
+// What ggml_backend_reg_get_proc_address gives libllama for "mobilellm_fused".
+struct fused_interface {
+    // nullptr for a model that this cannot run: weights that are not packed, types or sizes it does not know
+    fused_step * (*create)(const fused_model & model);
+    void (*destroy)(fused_step * step);
+
+    // A ggml_custom_op_t; user data is the step, and dst (n_embd) has the sources
+    // 0: embedding (n_embd), F32; 1: position, I32; 2: cell to write, I64; 3: mask (n_kv), F32 or F16, 0 or -inf
+    void (*run)(ggml_tensor * dst, int ith, int nth, void * step);
+};
+
+}  // namespace mobilellm
+
+// What register.patch asks for every function by name before ggml does; nullptr where it is not ours.
+void * mobilellm_proc_address(const char * name);

@@ -1,0 +1,65 @@
+// The arithmetic between the matrices of a decode step, one table of functions an instruction set. Row-wise
+// and single-threaded: who computes what is decided in fused.cpp.
+
+#pragma once
+
+#include "ggml.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mobilellm {
+
+// Where one KV head of a cache lies: cell c, element e at data + c * cell + e * element. Rows of a cell are
+// contiguous (element is then the size of one, and unused) unless `transposed`, where cells are.
+struct head_cache {
+    const uint8_t * data;
+    ggml_type       type;  // F32, F16 or Q8_0; transposed: F32 or F16
+    bool            transposed;
+    int64_t         cell;
+    int64_t         element;
+};
+
+constexpr int max_shards = 8;  // of attention over the cells
+
+// Attention of the n_group query heads that share one KV head, over some cells.
+struct attention_shard {
+    int64_t         n_embd_head;  // a multiple of 32
+    int             n_group;
+    const float *   q;  // (n_group, n_embd_head), scaled
+    head_cache      k;
+    head_cache      v;
+    const int32_t * cells;  // ascending
+    int64_t         n_cells;
+
+    float * scores;  // scratch, (n_group, n_scores), n_scores a multiple of 16 and at least n_cells
+    int64_t n_scores;
+
+    float * out;      // (n_group, n_embd_head): sum over cells of exp(score - largest) v
+    float * largest;  // (n_group)
+    float * sum;      // (n_group): sum over cells of exp(score - largest)
+};
+
+// Vectors have a multiple of 16 elements.
+struct fused_ops {
+    void (*add)(float * x, const float * y, int64_t n);  // x += y
+    // y = x / sqrt(mean(x^2) + eps) * weight; without a weight where it is null
+    void (*rms_norm)(const float * x, const float * weight, int64_t n, float eps, float * y);
+    void (*silu_mul)(const float * gate, const float * up, int64_t n, float * y);  // silu(gate) * up
+    // the orthonormal Walsh-Hadamard transform of every `size` elements (a power of two, at least 16), in place
+    void (*hadamard)(float * x, int64_t n, int64_t size);
+    // n floats -> F32, F16 or (n a multiple of 32) Q8_0
+    void (*store)(const float * x, int64_t n, ggml_type type, uint8_t * out);
+    void (*attend)(const attention_shard & shard);
+    // y = sum over shards of w_s out_s / sum over shards of w_s sum_s, w_s = exp(largest_s - largest); shard s lies
+    // at out + s * stride, its largest and sum at [s * n_head]
+    void (*combine)(const float * out, const float * largest, const float * sum, int n_shards, int64_t stride,
+                    int64_t n_head, int64_t n_embd_head, float * y);
+};
+
+const fused_ops & scalar_fused_ops();
+const fused_ops * avx2_fused_ops();        // nullptr where compiler or processor lacks it
+const fused_ops * avx512vnni_fused_ops();  // likewise
+const fused_ops & best_fused_ops();
+
+}  // namespace mobilellm

@@ -1,0 +1,172 @@
+// The graph of a decode step that kernels/fused.h runs as one node, for the models and requests it knows.
+
+#include "fused.h"
+
+#include "ggml-backend.h"
+#include "llama-adapter.h"
+#include "llama-kv-cache.h"
+#include "mobilellm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <set>
+#include <string_view>
+
+namespace {
+
+using mobilellm::fused_interface;
+using mobilellm::fused_layer;
+using mobilellm::fused_model;
+using mobilellm::fused_step;
+
+const fused_interface * fused_kernels() {
+    static const fused_interface * const kernels = [] {
+        const ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+        const ggml_backend_reg_t reg = cpu ? ggml_backend_dev_backend_reg(cpu) : nullptr;
+        return reg ? static_cast<const fused_interface *>(ggml_backend_reg_get_proc_address(reg, "mobilellm_fused"))
+                   : nullptr;
+    }();
+    return kernels;
+}
+
+bool turned_off() {
+    const char * value = std::getenv("MOBILELLM_KERNELS");
+    return value && (value == std::string_view("0") || value == std::string_view("pack"));
+}
+
+// A Llama as its simplest: nine tensors a block and nothing else, all layers alike.
+bool is_plain(const llama_model & model, const llama_cparams & cparams) {
+    const llama_hparams & h       = model.hparams;
+    const uint32_t        n_layer = h.n_layer();
+
+    if ((model.arch != LLM_ARCH_LLAMA && model.arch != LLM_ARCH_MOBILELLM) || n_layer == 0 || !model.devices.empty() ||
+        h.n_layer_nextn > 0 || h.n_expert > 0 || h.swa_type != LLAMA_SWA_TYPE_NONE || h.use_alibi || h.attn_soft_cap ||
+        h.f_clamp_kqv > 0.0f || h.n_embd_head_k() != h.n_embd_head_v() || h.n_rot() != h.n_embd_head_k() ||
+        h.n_embd_inp() != h.n_embd || h.n_deepstack_layers > 0) {
+        return false;
+    }
+    std::set<const ggml_tensor *> blocks;
+    for (uint32_t il = 0; il < n_layer; ++il) {
+        const llama_layer & l = model.layers[il];
+        blocks.insert(l.wq);
+        if (!l.attn_norm || !l.wq || !l.wk || !l.wv || !l.wo || !l.ffn_norm || !l.ffn_gate || !l.ffn_up ||
+            !l.ffn_down || h.n_head(il) != h.n_head() || h.n_head_kv(il) != h.n_head_kv() || h.n_ff(il) != h.n_ff() ||
+            model.get_rope_factors(cparams, il)) {
+            return false;
+        }
+    }
+    const auto in_block = [](const auto & named) { return named.first.compare(0, 4, "blk.") == 0; };
+    const auto n        = std::count_if(model.tensors_by_name.begin(), model.tensors_by_name.end(), in_block);
+    return size_t(n) == 9 * blocks.size();
+}
+
+// One token through every layer, and nobody looks at what lies between.
+bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
+    const llama_cparams & c = params.cparams;
+
+    const bool step = params.ubatch.n_tokens == 1 && params.n_outputs == 1 &&
+                      (params.gtype == LLM_GRAPH_TYPE_DEFAULT || params.gtype == LLM_GRAPH_TYPE_DECODER);
+    const bool seen =
+        c.embeddings || c.embeddings_nextn || c.cb_eval ||
+        std::find(c.embeddings_layer_inp.begin(), c.embeddings_layer_inp.end(), true) != c.embeddings_layer_inp.end();
+    if (!step || seen || !c.causal_attn || c.training || c.yarn_ext_factor != 0.0f || turned_off() ||
+        (params.loras && !params.loras->empty())) {
+        return false;
+    }
+    for (uint32_t il = 0; params.cvec && il < n_layer; ++il) {
+        if (params.cvec->tensor_for(il)) {
+            return false;
+        }
+    }
+    return dynamic_cast<const llama_kv_cache_context *>(params.mctx) != nullptr;
+}
+
+// Keeps the step alive as long as the graph that runs it; a request that is no longer plain gets a new graph.
+struct graph_input_step : public llm_graph_input_i {
+    graph_input_step(fused_step * step, uint32_t n_layer) : step(step), n_layer(n_layer) {}
+    ~graph_input_step() override { fused_kernels()->destroy(step); }
+
+    void set_input(const llama_ubatch *) override {}
+    bool can_reuse(const llm_graph_params & params) override { return is_plain(params, n_layer); }
+
+    fused_step * const step;
+    const uint32_t     n_layer;
+};
+
+struct fused_graph : public llm_graph_context {
+    explicit fused_graph(const llm_graph_params & params) : llm_graph_context(params) {}
+
+    // False, with nothing in the graph, where the kernels do not know the model.
+    bool build(const llama_model & model) {
+        fused_model m;
+        if (!describe(model, m)) {
+            return false;
+        }
+        fused_step * step = fused_kernels()->create(m);
+        if (!step) {
+            return false;
+        }
+        res->add_input(std::make_unique<graph_input_step>(step, n_layer));
+
+        const auto *  kv     = build_attn_inp_kv();
+        ggml_tensor * args[] = { build_inp_embd(model.tok_embd), build_inp_pos(), kv->get_k_idxs(), kv->get_kq_mask() };
+
+        res->t_embd =
+            ggml_custom_4d(ctx0, GGML_TYPE_F32, n_embd, 1, 1, 1, args, 4, fused_kernels()->run, GGML_N_TASKS_MAX, step);
+        res->t_logits = build_lora_mm(model.output, res->t_embd, model.output_s);
+        cb(res->t_embd, "result_norm", -1);
+        cb(res->t_logits, "result_output", -1);
+        ggml_build_forward_expand(gf, res->t_logits);
+        return true;
+    }
+
+  private:
+    bool describe(const llama_model & model, fused_model & m) {
+        const auto * memory = static_cast<const llama_kv_cache_context *>(mctx);
+
+        for (int il = 0; il < n_layer; ++il) {
+            const llama_layer & l    = model.layers[il];
+            const bool          rope = model.arch == LLM_ARCH_LLAMA || hparams.has_rope(il);
+            m.layers.push_back({ l.attn_norm, l.wq, l.wk, l.wv, l.wo, l.ffn_norm, l.ffn_gate, l.ffn_up, l.ffn_down,
+                                 memory->get_k(ctx0, il), memory->get_v(ctx0, il), rope, rope && hparams.use_kq_norm });
+            for (const ggml_tensor * cache : { m.layers[il].k, m.layers[il].v }) {
+                const ggml_backend_buffer_t buffer = cache->view_src->buffer;
+                if (!buffer || !ggml_backend_buffer_is_host(buffer)) {
+                    return false;
+                }
+            }
+        }
+        m.output_norm = model.output_norm;
+        m.n_embd      = n_embd;
+        m.n_ff        = hparams.n_ff();
+        m.n_head      = n_head;
+        m.n_head_kv   = n_head_kv;
+        m.n_embd_head = n_embd_head_k;
+        m.n_kv        = memory->get_n_kv();
+        m.kv_size     = m.layers[0].k->view_src->ne[1];
+        m.eps         = norm_rms_eps;
+        m.kq_scale =
+            hparams.f_attention_scale == 0.0f ? 1.0f / std::sqrt(float(n_embd_head_k)) : hparams.f_attention_scale;
+
+        m.rope_freq_base   = freq_base;
+        m.rope_freq_scale  = freq_scale;
+        m.rope_attn_factor = attn_factor;
+
+        const ggml_tensor * k_rotation = memory->build_input_k_rot(ctx0);
+        const ggml_tensor * v_rotation = memory->build_input_v_rot(ctx0);
+        m.k_rotation                   = k_rotation ? k_rotation->ne[0] : 0;
+        m.v_rotation                   = v_rotation ? v_rotation->ne[0] : 0;
+        return true;
+    }
+};
+
+}  // namespace
+
+std::unique_ptr<llm_graph_context> mobilellm_fused_graph(const llama_model & model, const llm_graph_params & params) {
+    if (!fused_kernels() || !is_plain(params, model.hparams.n_layer()) || !is_plain(model, params.cparams)) {
+        return nullptr;
+    }
+    auto graph = std::make_unique<fused_graph>(params);
+    return graph->build(model) ? std::move(graph) : nullptr;
+}

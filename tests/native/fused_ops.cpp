@@ -1,0 +1,246 @@
+// Part of kernels.cpp: the operations between the matrices, every set against plain loops in doubles.
+
+#include "fused_ops.h"
+
+#include "ggml.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+using namespace mobilellm;
+
+namespace {
+
+std::mt19937 generator(1);
+int          n_cases = 0;
+
+std::vector<float> normals(int64_t n, float scale = 1.0f) {
+    std::normal_distribution<float> normal(0.0f, scale);
+    std::vector<float>              x(n);
+    std::generate(x.begin(), x.end(), [&] { return normal(generator); });
+    return x;
+}
+
+// within 1e-5 of the largest magnitude
+template <typename T>
+void compare(const std::string & what, const std::vector<float> & x, const std::vector<T> & y) {
+    double largest = 0.0;
+    ++n_cases;
+    for (const T value : y) {
+        largest = std::max(largest, std::fabs(double(value)));
+    }
+    for (size_t i = 0; i < x.size(); ++i) {
+        if (!(std::fabs(double(x[i]) - double(y[i])) <= 1e-5 * largest)) {
+            std::printf("FAILED: %s: element %zu is %.9g, not %.9g\n", what.c_str(), i, x[i], double(y[i]));
+            std::exit(1);
+        }
+    }
+}
+
+void test_rows(const fused_ops & ops, const std::string & name) {
+    for (const int64_t n : { 32, 64, 160, 576, 960, 1600 }) {
+        for (const float scale : { 1e-6f, 1.0f, 100.0f }) {
+            const std::string  at = name + ", n = " + std::to_string(n);
+            std::vector<float> x  = normals(n, scale);
+            std::vector<float> w  = normals(n);
+            std::vector<float> y(n);
+
+            std::vector<double> expected(n);
+            double              squares = 0.0;
+            for (const float value : x) {
+                squares += double(value) * value;
+            }
+            for (int64_t i = 0; i < n; ++i) {
+                expected[i] = x[i] / std::sqrt(squares / double(n) + 1e-5) * w[i];
+            }
+            ops.rms_norm(x.data(), w.data(), n, 1e-5f, y.data());
+            compare(at + ": rms_norm", y, expected);
+
+            for (int64_t i = 0; i < n; ++i) {
+                expected[i] = double(x[i]) / (1.0 + std::exp(-double(x[i]))) * w[i];
+            }
+            ops.silu_mul(x.data(), w.data(), n, y.data());
+            compare(at + ": silu_mul", y, expected);
+
+            for (int64_t i = 0; i < n; ++i) {
+                expected[i] = double(x[i]) + w[i];
+            }
+            y = x;
+            ops.add(y.data(), w.data(), n);
+            compare(at + ": add", y, expected);
+        }
+    }
+    // far from zero
+    std::vector<float> x = { -1e30f, -200.0f, -90.0f, -88.0f, -20.0f, 0.0f, -0.0f, 20.0f, 88.0f, 90.0f, 200.0f, 1e30f };
+    x.resize(32, 1.0f);
+    for (size_t i = 0; i < x.size(); ++i) {  // one by one, each against itself
+        std::vector<float> one(32, x[i]);
+        std::vector<float> up(32, 1.0f);
+        std::vector<float> y(32);
+        ops.silu_mul(one.data(), up.data(), 32, y.data());
+        const double expected = double(x[i]) / (1.0 + std::exp(-double(x[i])));
+        if (!(std::fabs(y[7] - expected) <= std::max(1e-5 * std::fabs(expected), 1e-37 * std::fabs(x[i])))) {
+            std::printf("FAILED: %s: silu(%g) is %g, not %g\n", name.c_str(), x[i], y[7], expected);
+            std::exit(1);
+        }
+    }
+    std::vector<float> nothing(32, NAN), up(32, 1.0f), y(32);
+    ops.silu_mul(nothing.data(), up.data(), 32, y.data());
+    if (!std::isnan(y[31])) {
+        std::printf("FAILED: %s: silu(NaN) is a number\n", name.c_str());
+        std::exit(1);
+    }
+}
+
+void test_hadamard(const fused_ops & ops, const std::string & name) {
+    for (const int64_t size : { 32, 64, 128 }) {
+        const int64_t       n = 3 * size;
+        std::vector<float>  x = normals(n);
+        std::vector<double> expected(n, 0.0);
+        for (int64_t i = 0; i < n; ++i) {
+            for (int64_t j = 0; j < size; ++j) {  // Sylvester's matrix: the sign is the parity of i & j
+                const int sign = __builtin_popcountll((i % size) & j) % 2 ? -1 : 1;
+                expected[i] += sign * double(x[i / size * size + j]) / std::sqrt(double(size));
+            }
+        }
+        ops.hadamard(x.data(), n, size);
+        compare(name + ": hadamard " + std::to_string(size), x, expected);
+    }
+}
+
+// One KV head's cache of all types, in rows or transposed, among others' memory.
+struct cache {
+    cache(ggml_type type, bool transposed, int64_t n_cells, int64_t n_embd_head, const fused_ops & ops) {
+        const int64_t n_heads = 2;
+        const int64_t row     = ggml_row_size(type, n_embd_head);
+        const int64_t size    = ggml_type_size(type);
+        memory.assign(n_cells * n_heads * row, 0xFF);  // NaN where nothing was written
+        values.resize(n_cells * n_embd_head);
+
+        view = transposed ? head_cache{ memory.data() + n_cells * row, type, true, size, n_cells * size }
+                          : head_cache{ memory.data() + row, type, false, n_heads * row, size };
+        for (int64_t c = 0; c < n_cells; ++c) {
+            const std::vector<float> x = normals(n_embd_head);
+            std::vector<uint8_t>     stored(row);
+            ops.store(x.data(), n_embd_head, type, stored.data());
+
+            float * back = values.data() + c * n_embd_head;
+            if (type == GGML_TYPE_F32) {
+                std::memcpy(back, stored.data(), row);
+            } else {
+                ggml_get_type_traits(type)->to_float(stored.data(), back, n_embd_head);
+            }
+            for (int64_t e = 0; e < n_embd_head; ++e) {  // half a step of int8, or of fp16
+                const float largest = std::fabs(*std::max_element(
+                    x.begin(), x.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); }));
+                if (!(std::fabs(back[e] - x[e]) <= largest * (type == GGML_TYPE_Q8_0 ? 0.0045f : 0.0005f))) {
+                    std::printf("FAILED: %s is stored as %g, not %g\n", ggml_type_name(type), back[e], x[e]);
+                    std::exit(1);
+                }
+            }
+            uint8_t * base = const_cast<uint8_t *>(view.data) + c * view.cell;
+            if (!transposed) {
+                std::memcpy(base, stored.data(), row);
+            }
+            for (int64_t e = 0; transposed && e < n_embd_head; ++e) {
+                std::memcpy(base + e * view.element, stored.data() + e * size, size);
+            }
+        }
+    }
+
+    std::vector<uint8_t> memory;
+    std::vector<float>   values;  // (n_cells, n_embd_head) as the cache holds them
+    head_cache           view;
+};
+
+void test_attention(const fused_ops & ops, const std::string & name, ggml_type k_type, ggml_type v_type,
+                    bool transposed, int64_t n_embd_head, int n_group, int64_t n_cache, bool gaps) {
+    const std::string at = name + ": attention, K " + ggml_type_name(k_type) + ", V " + ggml_type_name(v_type) +
+                           (transposed ? " transposed, " : ", ") + std::to_string(n_embd_head) + " wide, " +
+                           std::to_string(n_group) + " heads, " + std::to_string(n_cache) + " cells" +
+                           (gaps ? " with gaps" : "");
+    const cache          k(k_type, false, n_cache, n_embd_head, ops);
+    const cache          v(v_type, transposed, n_cache, n_embd_head, ops);
+    std::vector<int32_t> cells;
+    for (int32_t c = 0; c < n_cache; ++c) {
+        if (!gaps || generator() % 3 != 0 || c + 1 == n_cache) {
+            cells.push_back(c);
+        }
+    }
+    const std::vector<float> q = normals(n_group * n_embd_head, 0.5f);
+
+    // every shard on its own, then combined, as threads do
+    const int           n_shards = cells.size() < 3 ? 1 : 3;
+    const int64_t       n_scores = (cells.size() + 15) / 16 * 16;
+    const int64_t       stride   = n_group * n_embd_head;
+    std::vector<float>  scores(n_group * n_scores), out(n_shards * stride), y(stride);
+    std::vector<float>  largest(n_shards * n_group), sum(n_shards * n_group);
+    std::vector<double> expected(stride, 0.0);
+    for (int s = 0; s < n_shards; ++s) {
+        const size_t begin = cells.size() * s / n_shards, end = cells.size() * (s + 1) / n_shards;
+        ops.attend({ n_embd_head, n_group, q.data(), k.view, v.view, cells.data() + begin, int64_t(end - begin),
+                     scores.data(), n_scores, out.data() + s * stride, largest.data() + s * n_group,
+                     sum.data() + s * n_group });
+    }
+    ops.combine(out.data(), largest.data(), sum.data(), n_shards, stride, n_group, n_embd_head, y.data());
+
+    for (int g = 0; g < n_group; ++g) {
+        std::vector<double> p;
+        double              total = 0.0;
+        for (const int32_t c : cells) {
+            double dot = 0.0;
+            for (int64_t e = 0; e < n_embd_head; ++e) {
+                dot += double(q[g * n_embd_head + e]) * k.values[c * n_embd_head + e];
+            }
+            p.push_back(std::exp(dot));
+            total += p.back();
+        }
+        for (size_t i = 0; i < cells.size(); ++i) {
+            for (int64_t e = 0; e < n_embd_head; ++e) {
+                expected[g * n_embd_head + e] += p[i] / total * v.values[cells[i] * n_embd_head + e];
+            }
+        }
+    }
+    compare(at, y, expected);
+}
+
+void test(const fused_ops & ops, const std::string & name) {
+    n_cases = 0;
+    test_rows(ops, name);
+    test_hadamard(ops, name);
+    for (const int64_t n_cache : { 1, 5, 33, 70 }) {
+        for (const int n_group : { 1, 3, 4, 7 }) {
+            for (const bool gaps : { false, true }) {
+                for (const ggml_type k : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
+                    for (const ggml_type v : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
+                        test_attention(ops, name, k, v, false, 64, n_group, n_cache, gaps);
+                        test_attention(ops, name, k, v, false, 96, n_group, n_cache, gaps);
+                        if (v != GGML_TYPE_Q8_0) {
+                            test_attention(ops, name, k, v, true, 64, n_group, n_cache, gaps);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    std::printf("between matrices, %s: %d cases\n", name.c_str(), n_cases);
+}
+
+}  // namespace
+
+void test_fused_ops() {
+    test(scalar_fused_ops(), "scalar");
+    if (avx2_fused_ops()) {
+        test(*avx2_fused_ops(), "avx2");
+    }
+    if (avx512vnni_fused_ops()) {
+        test(*avx512vnni_fused_ops(), "avx512vnni");
+    }
+}
