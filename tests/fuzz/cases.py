@@ -13,7 +13,7 @@ from typing import Any
 
 from fuzz import checkpoint_edits, gguf_edits, strange
 from fuzz.seeds import CHECKPOINTS, FILES
-from mobilellm_cpp.quant.types import OUTPUT_TYPES
+from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 
 Case = dict[str, Any]
 KINDS = ("checkpoint", "gguf")
@@ -34,7 +34,10 @@ def draw_case(kind: str, seed: int, number: int, seeds: Path) -> Case:
     rng = random.Random(f"{kind}:{seed}:{number}")
     if kind == "checkpoint":
         name = rng.choice(list(CHECKPOINTS))
-        case: Case = {"type": rng.choice(list(OUTPUT_TYPES))}
+        exact = rng.random() < (0.6 if name.startswith("lattice") else 0.02)
+        case: Case = {"type": EXACT if exact else rng.choice(list(OUTPUT_TYPES))}
+        if rng.random() < 0.15:
+            case["portable"] = True
         if rng.random() < 0.15:
             case["schedule"] = rng.choice(SCHEDULES)
         if rng.random() < 0.1:

@@ -461,7 +461,18 @@ def vocabulary_edit(rng: random.Random, file: File, arch: str) -> list[Edit]:
             merges[0] = rng.choice(["", " ", "a", "a b c", " b", "a ", "\ud800 b", "x" * 999])
         edits.append(["set", ggml + "merges", ARRAY, [STRING, merges]])
     if rng.random() < 0.7:
-        pre = ["default", "llama3", "llama-bpe", "llama4", "gpt-4o", "gpt2", "qwen2", "bloom", ""]
+        pre = [
+            "default",
+            "llama3",
+            "llama-bpe",
+            "llama4",
+            "mobilellm",
+            "gpt-4o",
+            "gpt2",
+            "qwen2",
+            "bloom",
+            "",
+        ]
         edits.append(["set", ggml + "pre", STRING, rng.choice(pre)])
     if model == "t5" or rng.random() < 0.1:
         size = rng.choice([0, 1, 3, 4, 8, 64, 1024, 1025])

@@ -5,8 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from checkpoints import make_checkpoint, make_pro, make_r1
+from checkpoints import make_checkpoint, make_pro, make_r1, random_tensor, tensor_shapes
+from lattices import pareto
 from mobilellm_cpp.convert import convert_checkpoint
+
+
+def make_lattice(folder: Path, bits: int, **options: Any) -> Path:
+    """A checkpoint whose projections are on ParetoQ's lattice of `bits` (0: ternary)."""
+    hidden, heads, kv_heads, ffn, vocab = (options[name] for name in TINY)
+    shapes = tensor_shapes(2, hidden, hidden, hidden // heads * kv_heads, ffn, vocab, True)
+    matrices = {name: shape for name, shape in shapes.items() if "_proj" in name}
+    tensors = {n: pareto(random_tensor(n, shape, 0), bits) for n, shape in matrices.items()}
+    return make_checkpoint(folder, tensors=tensors, **options)
+
 
 # Who makes it, and with which arguments: all tiny, so that a case takes milliseconds.
 TINY: dict[str, Any] = dict(hidden=32, heads=2, kv_heads=1, ffn=64, vocab=340)
@@ -19,17 +30,20 @@ CHECKPOINTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "r1": (make_r1, dict(rope=[1, 0, 1])),
     "pro": (make_pro, dict(dtype="f32")),
     "nested-pro": (make_pro, dict(nested=True, container="sharded", rope=[1, 1, 0])),
+    "lattice-0": (make_lattice, dict(bits=0, hidden=64, ffn=128)),
+    "lattice-4": (make_lattice, dict(bits=4, dtype="f32")),
 }
 
-# A checkpoint, and the type that it is converted to.
-FILES: dict[str, tuple[str, str]] = {
-    "llama-f32": ("base", "f32"),
-    "mobilellm-f32": ("shared", "f32"),
-    "mobilellm-q8_0": ("shared", "q8_0"),
-    "untied-q4_0": ("untied", "q4_0"),
-    "r1-f16": ("r1", "f16"),
-    "pro-q4_0": ("pro", "q4_0"),
-    "pro-f32": ("nested-pro", "f32"),
+# A checkpoint, and how it is converted.
+FILES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-f32": ("base", dict(type="f32")),
+    "mobilellm-f32": ("shared", dict(type="f32")),
+    "mobilellm-q8_0": ("shared", dict(type="q8_0")),
+    "untied-q4_0": ("untied", dict(type="q4_0")),
+    "r1-f16": ("r1", dict(type="f16")),
+    "pro-q4_0": ("pro", dict(type="q4_0")),
+    "pro-f32": ("nested-pro", dict(type="f32")),
+    "lattice-exact": ("lattice-0", dict(type="exact")),
 }
 
 
@@ -38,5 +52,5 @@ def make_seeds(folder: Path) -> None:
     (folder / "gguf").mkdir(parents=True)
     for name, (make, options) in CHECKPOINTS.items():
         make(folder / "checkpoint" / name, **{**TINY, **options})
-    for name, (source, type) in FILES.items():
-        convert_checkpoint(folder / "checkpoint" / source, folder / "gguf" / name, type=type)
+    for name, (source, way) in FILES.items():
+        convert_checkpoint(folder / "checkpoint" / source, folder / "gguf" / name, **way)

@@ -126,6 +126,7 @@ def checkpoint_case(case: Case, folder: Path, out: Path) -> tuple[bool, str | No
             type=case["type"],
             schedule=case.get("schedule"),
             settings=case.get("settings"),
+            portable=case.get("portable", False),
         )
         refusal = None
     except CheckpointError as error:
