@@ -259,7 +259,8 @@ def _step(values: Array, codes: Array, divisor: Array, counts: Array) -> tuple[A
     quotients = values / divisor
     largest = quotients.max(axis=0)
     middle = (largest + np.where(codes > 0, quotients, largest).min(axis=0)) / 2
-    inverse = 1 / np.where(values > 0, values, 1)
+    with np.errstate(over="ignore"):  # of a subnormal infinite: no step is then within BOUND
+        inverse = 1 / np.where(values > 0, values, 1)
     units = values.shape[1]
     best = np.zeros(units, np.float32)
     fewest = np.zeros(units, np.uint32)

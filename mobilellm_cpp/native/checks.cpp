@@ -212,6 +212,9 @@ void check_heads(const metadata & meta, int64_t n_embd) {
     const int64_t k_len = meta.bounded("attention.key_length", 1, max_width, n_embd / n);
     const int64_t v_len = meta.bounded("attention.value_length", 1, max_width, n_embd / n);
     const int64_t n_rot = meta.bounded("rope.dimension_count", 1, max_width, k_len);
+    meta.bounded("attention.key_length_swa", k_len, k_len, k_len);
+    meta.bounded("attention.value_length_swa", v_len, v_len, v_len);
+    meta.bounded("rope.dimension_count_swa", n_rot, n_rot, n_rot);
     if (k_len != v_len) {
         refuse(meta.name("attention.key_length") + " is " + std::to_string(k_len) + " but " +
                meta.name("attention.value_length") + " is " + std::to_string(v_len));
@@ -309,9 +312,10 @@ void check_tensors(const llama_model_loader & ml, const std::string & arch) {
 }  // namespace
 
 void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only) {
-    const metadata meta{ ml.metadata, ml.get_arch_name() };
-    if (meta.arch != "mobilellm" && meta.arch != "llama") {
-        return;
+    const metadata                          meta{ ml.metadata, ml.get_arch_name() };
+    static const std::set<std::string_view> written = { "mobilellm", "llama", "qwen3", "granite_swa" };
+    if (written.count(meta.arch) == 0) {
+        return;  // none that the converter writes
     }
     check_vocabulary(meta.ctx);
     if (vocab_only) {

@@ -30,6 +30,8 @@ CHECKPOINTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "r1": (make_r1, dict(rope=[1, 0, 1])),
     "pro": (make_pro, dict(dtype="f32")),
     "nested-pro": (make_pro, dict(nested=True, container="sharded", rope=[1, 1, 0])),
+    "plain-r1": (make_r1, dict(dtype="f16")),
+    "plain-pro": (make_pro, dict(qk_norm=False)),
     "lattice-0": (make_lattice, dict(bits=0, hidden=64, ffn=128)),
     "lattice-4": (make_lattice, dict(bits=4, dtype="f32")),
 }
@@ -43,6 +45,8 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "r1-f16": ("r1", dict(type="f16")),
     "pro-q4_0": ("pro", dict(type="q4_0")),
     "pro-f32": ("nested-pro", dict(type="f32")),
+    "qwen3-f16": ("plain-r1", dict(type="f16", portable=True)),
+    "granite_swa-f32": ("plain-pro", dict(type="f32", portable=True)),
     "lattice-exact": ("lattice-0", dict(type="exact")),
 }
 
