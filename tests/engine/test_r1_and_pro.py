@@ -116,6 +116,19 @@ def test_token_by_token(pair):
     assert_close(got, expected(tokens))
 
 
+def test_beyond_the_cache_of_the_sliding_layers(pair):
+    """Their cache has 256 cells here, and what fell out of the window is overwritten."""
+    path, expected = pair
+    tokens = tokens_of(8, 340)
+    want = expected(tokens)
+    llm = load(path, n_ctx=1024, n_batch=16, n_ubatch=16)
+    assert_close(llm.logits(tokens), want)
+    llm.reset()
+    llm.eval(tokens[:320])
+    got = np.concatenate([decode(llm, [(t, 320 + i, 0)]) for i, t in enumerate(tokens[320:])])
+    assert_close(got, want[320:])
+
+
 # Sliding windows
 
 
