@@ -68,7 +68,7 @@ bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
     const bool step = params.ubatch.n_tokens == 1 && params.n_outputs == 1 &&
                       (params.gtype == LLM_GRAPH_TYPE_DEFAULT || params.gtype == LLM_GRAPH_TYPE_DECODER);
     const bool seen =
-        c.embeddings || c.embeddings_nextn || c.cb_eval ||
+        c.embeddings || c.embeddings_nextn || (c.cb_eval && c.cb_eval != mobilellm_at_final_norm) ||
         std::find(c.embeddings_layer_inp.begin(), c.embeddings_layer_inp.end(), true) != c.embeddings_layer_inp.end();
     if (!step || seen || !c.causal_attn || c.training || c.yarn_ext_factor != 0.0f || turned_off() ||
         (params.loras && !params.loras->empty())) {

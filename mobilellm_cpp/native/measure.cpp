@@ -2,6 +2,7 @@
 
 #include "ggml-backend.h"
 #include "guard.h"
+#include "mobilellm.h"
 
 #include <algorithm>
 #include <atomic>
@@ -98,8 +99,14 @@ struct head_clock {
     steady::time_point normed;
 };
 
-// A scheduler's callback: stops the step once, where the final norm is computed.
-bool at_final_norm(ggml_tensor * tensor, bool ask, void * data) {
+double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+    return values[values.size() / 2];
+}
+
+}  // namespace
+
+bool mobilellm_at_final_norm(ggml_tensor * tensor, bool ask, void * data) {
     if (ask) {
         return std::strcmp(tensor->name, "result_norm") == 0;
     }
@@ -108,13 +115,6 @@ bool at_final_norm(ggml_tensor * tensor, bool ask, void * data) {
     clock.normed = steady::now();
     return true;
 }
-
-double median(std::vector<double> values) {
-    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-    return values[values.size() / 2];
-}
-
-}  // namespace
 
 double mobilellm_read_bandwidth(size_t size, int32_t n_threads, int32_t n_rounds) {
     try {
@@ -141,7 +141,7 @@ double mobilellm_read_bandwidth(size_t size, int32_t n_threads, int32_t n_rounds
 
 double mobilellm_head_share(llama_model * model, llama_context_params params, llama_token token, int32_t n_steps) {
     head_clock clock;
-    params.cb_eval           = at_final_norm;
+    params.cb_eval           = mobilellm_at_final_norm;
     params.cb_eval_user_data = &clock;
 
     mobilellm_guard_begin(true);
