@@ -8,7 +8,7 @@ namespace mobilellm {
 namespace {
 
 struct avx512vnni_isa {
-    static constexpr int TILE = 8;
+    static constexpr int TILE = 12;
 
     // The 8 chunks of 4 columns of a block, unsigned. `second`: which block of a pair.
     template <ggml_type TYPE>

@@ -151,11 +151,15 @@ void packed_tensor::mul_mat(const ggml_compute_params & params, ggml_tensor * op
 
 void packed_tensor::get_rows(const ggml_compute_params & params, ggml_tensor * op) const {
     const ggml_tensor * rows = op->src[1];
-    const int64_t       n    = ggml_nelements(rows);
-    GGML_ASSERT(ggml_is_contiguous(rows) && ggml_is_contiguous(op));
+    GGML_ASSERT(ggml_is_contiguous(op));
 
-    for (int64_t i = params.ith; i < n; i += params.nth) {
-        const int32_t row = static_cast<const int32_t *>(rows->data)[i];
+    for (int64_t i = params.ith; i < ggml_nelements(rows); i += params.nth) {
+        const int64_t i0 = i % rows->ne[0];
+        const int64_t i1 = i / rows->ne[0] % rows->ne[1];
+        const int64_t i2 = i / rows->ne[0] / rows->ne[1];
+        const char *  at =
+            static_cast<const char *>(rows->data) + i0 * rows->nb[0] + i1 * rows->nb[1] + i2 * rows->nb[2];
+        const int32_t row = *reinterpret_cast<const int32_t *>(at);
         GGML_ASSERT(row >= 0 && row < m.n_rows);
         unpack_row(m, row, static_cast<float *>(op->data) + i * m.n_cols);
     }

@@ -16,7 +16,7 @@ namespace mobilellm {
 
 namespace {
 
-constexpr int64_t AHEAD = 4096;  // bytes between what is read and what is prefetched
+constexpr int64_t AHEAD = 2048;  // bytes between what is read and what is prefetched
 
 // How many bytes hold the quants of a pair of blocks (64 columns) of a group, and how many its scales.
 template <ggml_type TYPE>

@@ -119,6 +119,12 @@ def path(request, tmp_path_factory) -> str:
     return str(target)
 
 
+def model(folder: Path, kind: str, **shape) -> Path:
+    checkpoint = make_checkpoint(folder / "c", **{**SHAPE, **shape})
+    convert_checkpoint(checkpoint, folder / "m.gguf", type=kind)
+    return folder / "m.gguf"
+
+
 def load(path: str, **arguments) -> MobileLLM:
     return MobileLLM(path, **{"n_ctx": 256, "n_threads": 1, **arguments})
 
@@ -222,19 +228,33 @@ def test_the_tied_embedding_is_packed_once(path):
     assert embedding > 0.12 * once
 
 
+MAPPED = """
+import re
+llm = MobileLLM(arguments, n_threads=1, n_ctx=64)
+maps = open("/proc/self/smaps").read()
+found = re.findall(re.escape(arguments) + r"\\n(?:.*\\n){1,3}?Rss: +(\\d+) kB", maps)
+assert len(found) == 1, maps
+print(found[0])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="reads Linux's /proc")
+def test_mapped_pages_are_given_back(tmp_path):
+    path = model(tmp_path, "q8_0", hidden=512, heads=8, kv_heads=2, ffn=1024)
+    assert int(run(MAPPED, str(path))) * 1024 < 0.3 * path.stat().st_size
+    assert int(run(MAPPED, str(path), OFF)) * 1024 > 0.9 * path.stat().st_size
+
+
 def test_an_untied_head_and_odd_vocabulary(tmp_path):
-    checkpoint = make_checkpoint(tmp_path / "c", **SHAPE, tied=False, vocab=519)
-    convert_checkpoint(checkpoint, tmp_path / "m.gguf", type="q8_0")
-    got = in_steps(load(str(tmp_path / "m.gguf")), STEPS)
+    path = str(model(tmp_path, "q8_0", tied=False, vocab=519))
+    got = in_steps(load(path), STEPS)
     assert got.shape[1] == 519
-    assert 0 < distance(got, unpacked(str(tmp_path / "m.gguf"), tmp_path)) < NOISE
+    assert 0 < distance(got, unpacked(path, tmp_path)) < NOISE
 
 
 @pytest.mark.parametrize("kind, hidden", [("f16", 192), ("q8_0", 96)])
 def test_other_types_and_widths_are_left_to_upstream(kind, hidden, tmp_path):
-    shape = {**SHAPE, "hidden": hidden}
-    convert_checkpoint(make_checkpoint(tmp_path / "c", **shape), tmp_path / "m.gguf", type=kind)
-    path = str(tmp_path / "m.gguf")
+    path = str(model(tmp_path, kind, hidden=hidden))
     assert ("CPU_MOBILELLM" in buffers(path)) == (kind == "q8_0")  # ffn_down is 320 wide
     got = in_steps(load(path), STEPS)
     assert distance(got, unpacked(path, tmp_path)) < (NOISE if kind == "q8_0" else 1e-12)
