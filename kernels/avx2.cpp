@@ -58,9 +58,9 @@ struct avx2_isa {
                     }
                 }
             }
-            constexpr int shift = TYPE == GGML_TYPE_Q4_0 ? 3 : 0;  // offset 8 or 1
             for (int t = 0; t < T; ++t) {
-                const __m256i offset = _mm256_slli_epi32(_mm256_set1_epi32(token(t)->negative_sum), shift);
+                const __m256i offset =
+                    _mm256_set1_epi32(TYPE == GGML_TYPE_Q4_0 ? token(t)->minus_8_sum : token(t)->minus_sum);
                 for (int h = 0; h < H; ++h) {
                     dot[h][t] = _mm256_add_epi32(_mm256_madd_epi16(dot[h][t], ones), offset);
                 }
@@ -158,7 +158,7 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
         __m128i       sum  = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
         sum                = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
         sum                = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1));
-        out->negative_sum  = -_mm_cvtsi128_si32(sum);
+        set_sum(*out, _mm_cvtsi128_si32(sum));
     }
 }
 

@@ -38,15 +38,15 @@ struct avx512vnni_isa {
     template <ggml_type TYPE, int T>
     static MOBILELLM_INLINE void block(const uint8_t * quants, bool second, __m512 scale, const activations * q,
                                        size_t q_size, __m512 * sum) {
-        constexpr int shift = TYPE == GGML_TYPE_Q8_0 ? 7 : TYPE == GGML_TYPE_Q4_0 ? 3 : 0;  // offset 128, 8, 1
-
         __m512i w[8];
         load<TYPE>(quants, second, w);
 #pragma GCC unroll 16
         for (int t = 0; t < T; ++t) {
             const auto * a = reinterpret_cast<const activations *>(reinterpret_cast<const uint8_t *>(q) + t * q_size);
             const auto * four = reinterpret_cast<const int32_t *>(a->q);
-            __m512i      dot  = _mm512_slli_epi32(_mm512_set1_epi32(a->negative_sum), shift);
+            __m512i      dot  = _mm512_set1_epi32(TYPE == GGML_TYPE_Q8_0   ? a->minus_128_sum
+                                                  : TYPE == GGML_TYPE_Q4_0 ? a->minus_8_sum
+                                                                           : a->minus_sum);
             for (int i = 0; i < 8; ++i) {
                 dot = _mm512_dpbusd_epi32(dot, w[i], _mm512_set1_epi32(four[i]));
             }
@@ -106,7 +106,7 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
         }
         _mm_storeu_si128(reinterpret_cast<__m128i *>(out->q), _mm512_cvtepi32_epi8(first));
         _mm_storeu_si128(reinterpret_cast<__m128i *>(out->q + 16), _mm512_cvtepi32_epi8(second));
-        out->negative_sum = -_mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+        set_sum(*out, _mm512_reduce_add_epi32(_mm512_add_epi32(first, second)));
     }
 }
 

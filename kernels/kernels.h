@@ -42,8 +42,17 @@ struct matrix {
 struct activations {
     int8_t  q[BLOCK];
     float   d;
-    int32_t negative_sum;  // -Σ q: weights are stored with an offset (8, 1) that this takes back
+    int32_t minus_sum;  // -Σ q, which takes back an offset of 1 in the weights, and that times 8 and 128
+    int32_t minus_8_sum;
+    int32_t minus_128_sum;
 };
+
+// static: a copy for each instruction set
+static inline void set_sum(activations & block, int32_t sum) {
+    block.minus_sum     = -sum;
+    block.minus_8_sum   = -8 * sum;
+    block.minus_128_sum = -128 * sum;
+}
 
 // True for the types above in rows that divide by 64.
 bool packable(ggml_type type, int64_t n_cols);

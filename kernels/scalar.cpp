@@ -17,18 +17,20 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
             largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
             finite  = finite && std::isfinite(x[i]);
         }
-        out->negative_sum = 0;
+        int32_t sum = 0;
         if (!finite || largest < 1e-30f) {
             std::memset(out->q, 0, sizeof(out->q));
             out->d = finite ? 0.0f : NAN;
+            set_sum(*out, 0);
             continue;
         }
         const float factor = 127.0f / largest;
         for (int64_t i = 0; i < BLOCK; ++i) {
             out->q[i] = int8_t(std::nearbyint(x[i] * factor));
-            out->negative_sum -= out->q[i];
+            sum += out->q[i];
         }
         out->d = largest / 127.0f;
+        set_sum(*out, sum);
     }
 }
 

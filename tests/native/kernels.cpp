@@ -270,7 +270,7 @@ void check_not_finite(const kernels & k) {
                     fail(std::string(k.name) + ": a value that is not finite leaks");
                 }
             }
-            if (!std::isnan(block->d) || block->negative_sum != 0 || other->negative_sum != -127 * 32) {
+            if (!std::isnan(block->d) || block->minus_8_sum != 0 || other->minus_8_sum != -8 * 127 * 32) {
                 fail(std::string(k.name) + ": a value that is not finite is lost");
             }
         }
