@@ -55,34 +55,19 @@ def recognise(bits: Array, source: str) -> Lattice:
 
     The stored levels are ascending magnitudes; k of the largest is the smallest number to 8 that
     makes those of all others whole. The unit is on a lattice if one real step gives every level
-    by rounding to the type that the levels show (BF16, FP16 or float32); of the FP16 steps near
-    it the one is taken that changes the fewest weights.
+    by rounding to the type that the levels show (BF16, FP16 or float32). In its place the FP16
+    number is taken that changes the fewest weights, of those nearest to what each level says.
     """
     sign = 1 << (8 * bits.itemsize - 1)
     units = np.ascontiguousarray(bits.T)  # one in each column: numpy reduces the first axis faster
     magnitudes = units & units.dtype.type(sign - 1)
-    levels, found = _levels(magnitudes, sign)
+    levels, complete = _levels(magnitudes, sign)
+    if not complete.any():
+        levels = np.zeros_like(levels[:1])  # saves the search that finds nothing
     counts = np.stack([_count(magnitudes == level) for level in levels])
-    values = _widen(levels, source)
-    present = values > 0
-    top = values.max(axis=0)
-
-    ratios = values / np.where(top > 0, top, 1)
-    codes = np.zeros_like(values)  # k of each level, 0 where a unit has fewer levels
-    for k in range(LEVELS, 0, -1):
-        scaled = ratios * np.float32(k)
-        whole = np.rint(scaled)
-        fits = (np.abs(scaled - whole) <= RATIO * whole).all(axis=0)
-        np.copyto(codes, whole, where=fits)
-    found &= ((codes > 0) == present).all(axis=0)
-
-    relative, absolute = _rounding(values)
-    divisor = np.where(codes > 0, codes, 1)
-    least = (values * (1 - relative) - absolute) / divisor
-    most = (values * (1 + relative) + absolute) / divisor
-    found &= least.max(axis=0) <= np.where(present, most, np.inf).min(axis=0)
-    step, changed, error = _step(values, codes, divisor, counts)
-    found &= error <= BOUND
+    with np.errstate(all="ignore"):  # numbers too large or too small for FP16 are not found
+        step, changed, error = _fit(_widen(levels, source), counts)
+    found = complete & (error <= BOUND)
 
     # among non-negative floats, and among negative ones, bits order the magnitudes
     signed = units.view(np.int16 if bits.itemsize == 2 else np.int32)
@@ -131,7 +116,7 @@ class Deviation:
 
     def plus(self, lattice: Lattice, held: Array) -> Deviation:
         """This and what the `held` units of a lattice add."""
-        different = self.different + int(lattice.changed[held].sum())
+        different = self.different + int(lattice.changed[held].sum(dtype=np.float64))
         largest = float(lattice.error[held].max(initial=self.largest))
         return Deviation(self.weights, different, largest)
 
@@ -241,11 +226,41 @@ def _levels(magnitudes: Array, sign: int) -> tuple[Array, Array]:
         levels.append(np.where(more, last, 0))
 
 
+def _fit(values: Array, counts: Array) -> tuple[Array, Array, Array]:
+    """The step of each unit from its levels (levels, units) and the weights at each, how many
+    weights it changes, and by how much at most: infinite where the levels are on no lattice."""
+    top = values.max(axis=0)
+    ratios = values / np.where(top > 0, top, 1)
+    codes = np.zeros_like(values)  # k of each level, 0 where a unit has fewer levels
+    is_open: Array = top > 0
+    for k in range(1, LEVELS + 1):
+        _, fits = _whole(ratios[0] * np.float32(k))  # most units can do without the rest
+        units = np.flatnonzero(fits & is_open)
+        whole, fits = _whole(ratios[:, units] * np.float32(k))
+        every = fits.all(axis=0)
+        codes[:, units[every]] = whole[:, every]
+        is_open[units[every]] = False
+
+    relative, absolute = _rounding(values)
+    divisor = np.where(codes > 0, codes, 1)
+    least = (values * (1 - relative) - absolute) / divisor
+    most = (values * (1 + relative) + absolute) / divisor
+    one_step = least.max(axis=0) <= np.where(codes > 0, most, np.inf).min(axis=0)
+
+    step, changed, error = _step(values, codes, divisor, counts)
+    return step, changed, np.where(one_step & ~is_open, error, np.inf)
+
+
+def _whole(ratios: Array) -> tuple[Array, Array]:
+    """The nearest whole numbers, and whether they are near enough."""
+    whole = np.rint(ratios)
+    return whole, np.abs(ratios - whole) <= RATIO * whole
+
+
 def _rounding(values: Array) -> tuple[Array, Array]:
     """How far rounding may have moved levels (levels, units): relatively and absolutely. The type
     that they were rounded to shows in their bits; float32 is allowed two roundings."""
-    with np.errstate(over="ignore"):
-        is_f16 = (values.astype(np.float16).astype(np.float32) == values).all(axis=0)
+    is_f16 = (values.astype(np.float16).astype(np.float32) == values).all(axis=0)
     is_bf16 = ((values.view(np.uint32) & 0xFFFF) == 0).all(axis=0)
     relative = np.where(is_bf16, np.float32(2**-8), np.where(is_f16, 2**-11, 2**-22))
     absolute = np.where(is_f16 & ~is_bf16, np.float32(2**-25), 0)  # FP16 subnormals
@@ -254,28 +269,26 @@ def _rounding(values: Array) -> tuple[Array, Array]:
 
 
 def _step(values: Array, codes: Array, divisor: Array, counts: Array) -> tuple[Array, Array, Array]:
-    """Of each unit the FP16 step within BOUND that changes the fewest weights, then by the least;
-    how many it changes, and by how much at most (infinite where no step is within BOUND)."""
+    """The FP16 step of each unit that keeps all weights within BOUND and changes the fewest, then
+    by the least; how many it changes, and by how much at most (infinite: there is none)."""
     quotients = values / divisor
     largest = quotients.max(axis=0)
     middle = (largest + np.where(codes > 0, quotients, largest).min(axis=0)) / 2
-    with np.errstate(over="ignore"):  # of a subnormal infinite: no step is then within BOUND
-        inverse = 1 / np.where(values > 0, values, 1)
-    units = values.shape[1]
-    best = np.zeros(units, np.float32)
-    fewest = np.zeros(units, np.uint32)
-    least = np.full(units, np.inf, np.float32)
+    inverse = 1 / np.where(values > 0, values, 1)
+    weights = counts.astype(np.float32)
+    best = np.zeros_like(largest)
+    fewest = np.full_like(largest, np.inf)
+    least = np.full_like(largest, np.inf)
+    off = np.empty_like(values)
     for quotient in (*quotients, middle):
-        with np.errstate(over="ignore"):
-            step = quotient.astype(np.float16).astype(np.float32)
-        with np.errstate(invalid="ignore"):
-            off = np.abs(codes * step - values)
-            error = (off * inverse).max(axis=0)
-        changed = (counts * (off > 0)).sum(axis=0)
-        better = (changed < fewest) | ((changed == fewest) & (error < least)) | np.isinf(least)
-        better &= error <= BOUND
+        step = quotient.astype(np.float16).astype(np.float32)
+        np.multiply(codes, step, out=off)
+        np.abs(np.subtract(off, values, out=off), out=off)
+        changed = np.multiply(weights, off > 0).sum(axis=0)
+        error = np.multiply(off, inverse, out=off).max(axis=0)
+        better = (error <= BOUND) & ((changed < fewest) | ((changed == fewest) & (error < least)))
         np.copyto(best, step, where=better)
-        np.copyto(fewest, changed, where=better, casting="unsafe")
+        np.copyto(fewest, changed, where=better)
         np.copyto(least, error, where=better)
         if not least.any():
             break

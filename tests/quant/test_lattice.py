@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from checkpoints import PUBLISHED, cast, make_checkpoint, make_pro, random_tenso
 from dequantize import read_weights
 from lattices import FLOOR, WIDTHS, as_floats, int4_groups, pareto
 from mobilellm_cpp.convert import ConversionReport, convert_checkpoint
+from mobilellm_cpp.quant.lattice import float_holders, holders, recognise
 
 from mobilellm_cpp import CheckpointError
 from mobilellm_cpp.gguf_file import open_gguf
@@ -325,6 +327,49 @@ def test_no_tensor_is_forced(
     assert np.array_equal(values, stored["blk.0.ffn_up.weight"])
     assert compare(report, written, stored)[1] <= BOUND
     assert types(written) == {"q4_0", kind}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
+def test_against_a_search_over_all_steps(dtype: str) -> None:
+    """On lattices with any codes and scales the step is one that changes the fewest weights of all
+    that FP16 has, and none is found only where there is none."""
+    rng = np.random.default_rng(6)
+    found = 0
+    for _ in range(12):
+        low, high = -rng.integers(0, 9, (40, 1)), rng.integers(1, 9, (40, 1))
+        codes = np.rint(rng.uniform(low - 0.5, high + 0.5, (40, 96))).clip(low, high)
+        values = cast(np.float32(codes * np.exp(rng.uniform(-10, 3, (40, 1)))), dtype)
+        lattice = recognise(values.view(np.uint32 if dtype == "f32" else np.uint16), dtype.upper())
+        for i, row in enumerate(as_floats(values, dtype)):
+            fewest = fewest_changes(row)
+            assert lattice.found[i] == (fewest is not None)
+            assert fewest is None or lattice.changed[i] == fewest
+            found += fewest is not None
+    assert found > 460
+
+
+def fewest_changes(row: np.ndarray) -> int | None:
+    """The least number of weights that any FP16 step changes without leaving the bound."""
+    steps = np.arange(1, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)[:, None]
+    levels, counts = np.unique(np.abs(row[row != 0]), return_counts=True)
+    steps = steps[(steps[:, 0] > levels[-1] / 8.1) & (steps[:, 0] < levels[-1] * 1.01)]
+    codes = np.rint(levels / steps)
+    held = (np.abs(codes * steps - levels) <= BOUND * levels).all(axis=1) & (codes <= 8).all(axis=1)
+    changed = ((codes * steps != levels) * counts).sum(axis=1)[held]
+    return int(changed.min()) if changed.size else None
+
+
+@pytest.mark.parametrize("scale", [3e38, 65504, 1e-38, 1e-42, 1e-45])
+def test_numbers_at_the_ends_of_the_range(scale: float) -> None:
+    """No warnings, and only what FP16 can scale."""
+    rng = np.random.default_rng(7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for most in (1, 7, 1000):
+            values = np.float32(rng.integers(-most, most + 1, (8, 64)) / most * scale)
+            able = holders(values.view(np.uint32), "F32")
+            assert bool(able) == (scale == 65504 and most < 1000)
+            float_holders(values.view(np.uint32), "F32")
 
 
 @pytest.mark.parametrize(
