@@ -19,8 +19,9 @@ def make_lattice(folder: Path, bits: int, **options: Any) -> Path:
     return make_checkpoint(folder, tensors=tensors, **options)
 
 
-# Who makes it, and with which arguments: all tiny, so that a case takes milliseconds.
-TINY: dict[str, Any] = dict(hidden=32, heads=2, kv_heads=1, ffn=64, vocab=340)
+# Who makes it, and with which arguments: all as small as the packed weights and the fused decoding
+# can be, so that a case takes milliseconds.
+TINY: dict[str, Any] = dict(hidden=64, heads=2, kv_heads=1, ffn=128, vocab=340)
 CHECKPOINTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "base": (make_checkpoint, dict(dtype="bf16")),
     "shared": (make_checkpoint, dict(dtype="f32", sharing=True, container="sharded")),
@@ -32,7 +33,7 @@ CHECKPOINTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "nested-pro": (make_pro, dict(nested=True, container="sharded", rope=[1, 1, 0])),
     "plain-r1": (make_r1, dict(dtype="f16")),
     "plain-pro": (make_pro, dict(qk_norm=False)),
-    "lattice-0": (make_lattice, dict(bits=0, hidden=64, ffn=128)),
+    "lattice-0": (make_lattice, dict(bits=0)),
     "lattice-4": (make_lattice, dict(bits=4, dtype="f32")),
 }
 

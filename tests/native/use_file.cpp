@@ -1,6 +1,6 @@
 // Loads each file given, as an argument or else as a line of the input, tokenizes, and decodes a few tokens in two
-// sequences: what `make sanitize` and `make fuzz` run under AddressSanitizer and UndefinedBehaviorSanitizer. Prints
-// a JSON line [file, outcome] for each.
+// sequences with embeddings, and one by one in one sequence: what `make sanitize` and `make fuzz` run under
+// AddressSanitizer and UndefinedBehaviorSanitizer. Prints a JSON line [file, outcome] for each.
 
 #include <cstdio>
 #include <iostream>
@@ -26,10 +26,10 @@ std::string reason() {
     return mobilellm_guard_reason();
 }
 
-bool decode(llama_context * ctx, const std::vector<llama_token> & tokens, int first_position) {
-    llama_batch batch = llama_batch_init(2 * int(tokens.size()), 0, 1);
+bool decode(llama_context * ctx, const std::vector<llama_token> & tokens, int first_position, int n_sequences) {
+    llama_batch batch = llama_batch_init(n_sequences * int(tokens.size()), 0, 1);
     for (size_t i = 0; i < tokens.size(); ++i) {
-        for (int sequence = 0; sequence < 2; ++sequence) {
+        for (int sequence = 0; sequence < n_sequences; ++sequence) {
             const int n        = batch.n_tokens++;
             batch.token[n]     = tokens[i];
             batch.pos[n]       = first_position + int(i);
@@ -38,7 +38,7 @@ bool decode(llama_context * ctx, const std::vector<llama_token> & tokens, int fi
             batch.logits[n]    = true;
         }
     }
-    const bool done = llama_decode(ctx, batch) == 0;
+    const bool done = mobilellm_decode(ctx, batch) == 0;
     llama_batch_free(batch);
     return done;
 }
@@ -78,8 +78,15 @@ std::string use(const char * path) {
             outcome = "not tokenized: " + reason();
         } else {
             tokens.resize(n);
-            if (!decode(ctx, tokens, 0) || !decode(ctx, { tokens[0] }, n)) {
-                outcome = "not decoded";
+            if (!decode(ctx, tokens, 0, 2) || !decode(ctx, { tokens[0] }, n, 2)) {
+                outcome = "not decoded: " + reason();
+            }
+            llama_set_embeddings(ctx, false);
+            llama_memory_clear(llama_get_memory(ctx), true);
+            for (int i = 0; i < 3; ++i) {  // one token at a time is a graph of its own
+                if (!decode(ctx, { tokens[0] }, i, 1)) {
+                    outcome = "not decoded: " + reason();
+                }
             }
         }
     }
