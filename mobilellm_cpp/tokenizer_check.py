@@ -98,8 +98,10 @@ def check_tokenizer(llm: MobileLLM, checkpoint: Checkpoint) -> TokenizerCheck:
                 f"{ours[at : at + 3]}, not {theirs[at : at + 3]}"
             )
     alike = len(cases) - len(differences)
-    texts = [llm._model.token_get_text(i) for i in range(len(spelled))]
-    wrong = [i for i, text in enumerate(spelled) if text not in (None, texts[i], *added)]
+    known = min(len(spelled), llm.n_vocab())
+    stored = (llama_cpp.llama_vocab_get_text(llm._model.vocab, i) for i in range(known))
+    texts = [text.decode("utf-8", "replace") for text in stored]
+    wrong = [i for i in range(known) if spelled[i] not in (None, texts[i], *added)]
     if wrong:
         differences.append(
             f"{len(wrong)} tokens are spelled in another way than by {library}, the first is "

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .convert.checkpoint import Checkpoint, open_checkpoint
-from .convert.reference import Hyperparameters, Reference, read_rows, torch_threads
+from .convert.reference import MAX_TOKENS, Hyperparameters, Reference, read_rows, torch_threads
 from .convert.tensor import Tensor
 from .errors import ModelError
 from .gguf_file import GGUFFile, TensorInfo, block_schedule, is_count, open_gguf
@@ -171,7 +171,7 @@ def verify(
 
     # the engine first: what it holds in memory is gone before the reference begins
     window = max((w for w in hyper.windows if w is not None), default=0)
-    limit = min(hyper.context, window + BEYOND if window else TOKENS)
+    limit = min(hyper.context, MAX_TOKENS, window + BEYOND if window else TOKENS)
     llm = MobileLLM(
         path,
         n_ctx=limit,
@@ -344,14 +344,17 @@ def round_input(x: torch.Tensor, kind: str) -> torch.Tensor:
     """x [tokens, columns] as it goes into ggml's multiplication with weights of type `kind`.
 
     Quantized weights meet int8 numbers with a scale for 32 (K-quants: 256), F16 and BF16 ones
-    their own kind. F32 is not rounded; a 2^-17th stands for the order of its sums.
+    their own kind; two bits of F16 are left to processors that sum in F16 as well. F32 is not
+    rounded: a 2^-17th stands for the order of its sums.
     """
     import torch
 
     if kind == "f32":
         return ((x.contiguous().view(torch.int32) + 32) & ~63).view(torch.float32)
-    if kind in ("f16", "bf16"):
-        return (x.half() if kind == "f16" else x.bfloat16()).float()
+    if kind == "bf16":
+        return x.bfloat16().float()
+    if kind == "f16":
+        return ((x.half().view(torch.int16) + 2) & ~3).view(torch.float16).float()
     blocks = x.view(len(x), -1, 256 if kind.endswith("_K") else 32)
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     numbers = (blocks / scale.clamp(min=1e-30)).round()
@@ -459,6 +462,7 @@ def _file_says(file: GGUFFile, weights: FileWeights) -> dict[str, Any]:
     blocks = len(weights.copies)
     window = value("attention.sliding_window")
     slides = value("attention.sliding_window_pattern", [False] * blocks)
+    rope = value("attention.rope_pattern", [1] * blocks)
     return {
         "executed blocks": weights.executed,
         "width": width,
@@ -472,8 +476,8 @@ def _file_says(file: GGUFFile, weights: FileWeights) -> dict[str, Any]:
         "RoPE base": value("rope.freq_base", 10000.0),
         "RoPE dimensions": value("rope.dimension_count", size),
         "q and k norm": value("attention.qk_norm", False),
-        "RoPE": [bool(used) for used in value("attention.rope_pattern", [1] * blocks)],
-        "windows": [window if sliding else None for sliding in slides],
+        "RoPE": [bool(used) for used in rope] if isinstance(rope, list) else rope,
+        "windows": [window if s else None for s in slides] if isinstance(slides, list) else slides,
     }
 
 

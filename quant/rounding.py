@@ -91,11 +91,16 @@ class Rounder(threading.local):
 
 
 def dequantize(data: Array, kind: int, columns: int) -> npt.NDArray[np.float32]:
-    """Rows of ggml's type number `kind`, as the bytes of a file, in float32 [rows, columns]."""
+    """Rows of ggml's type number `kind`, as the bytes of a file, in float32 [rows, columns].
+
+    Raises MobileLLMError for a type that holds no weights.
+    """
     traits = ggml().ggml_get_type_traits(kind).contents
-    count = data.nbytes // traits.block_bytes * traits.block
     if kind == F32.id:
         return data.view(np.float32).reshape(-1, columns)
+    if not traits.to_float:
+        raise MobileLLMError(f"a tensor of type {traits.name.decode()} holds no weights.")
+    count = data.nbytes // traits.block_bytes * traits.block
     values = np.empty(count, np.float32)
     traits.to_float(data.ctypes.data, values.ctypes.data, count)
     return values.reshape(-1, columns)

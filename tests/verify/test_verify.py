@@ -240,6 +240,16 @@ def test_tokens_that_sentencepiece_does_not_know(tmp_path):
     assert 20 < done.tokenizer.texts < 28
 
 
+def test_a_token_that_is_no_text_fails(base, tmp_path):
+    right = converted(base, "q8_0")
+    data = right.read_bytes()
+    piece = GGUFReader(right).fields["tokenizer.ggml.tokens"].contents()[400].encode()
+    at = data.index(len(piece).to_bytes(8, "little") + piece) + 8
+    (tmp_path / "m.gguf").write_bytes(data[:at] + b"\xff" + data[at + 1 :])
+    done = check(tmp_path / "m.gguf", base)
+    assert any("1 tokens are spelled in another way" in text for text in done.failures)
+
+
 def test_another_checkpoint_fails(shared, base, tmp_path):
     done = check(converted(shared, "f16"), make_checkpoint(tmp_path / "m", layers=4, sharing=True))
     assert not done.ok and done.graph is None
