@@ -10,6 +10,8 @@ import pytest
 from checkpoints import make_checkpoint
 from gguf_edit import F32, rewrite
 
+from mobilellm_cpp import CheckpointError, ModelError, convert_checkpoint, verify
+
 MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
 
 # The command with part of the world replaced.
@@ -27,8 +29,7 @@ def place(tmp_path_factory):
     """A folder with a checkpoint, its file, and one with another RoPE base."""
     folder = tmp_path_factory.mktemp("command")
     make_checkpoint(folder / "tiny")
-    done = run(folder, "convert", "tiny", "-o", "tiny.gguf", "--type", "q8_0")
-    assert done.returncode == 0, done.stderr
+    convert_checkpoint(folder / "tiny", folder / "tiny.gguf", type="q8_0")
     rewrite(folder / "tiny.gguf", folder / "wrong.gguf", {"llama.rope.freq_base": (5e5, F32)})
     (folder / "text").write_bytes(b"some words \xff and more of them\n")
     return folder
@@ -41,10 +42,11 @@ def run(place, *arguments, patch=None):
     )
 
 
-def test_a_right_file(place):
-    done = run(place, "verify", "tiny.gguf", "tiny", "--text", "text", "-t", "1")
-    assert done.returncode == 0 and done.stderr == ""
-    lines = done.stdout.splitlines()
+def test_convert_and_verify(place):
+    done = run(place, "convert", "tiny", "-o", "new.gguf", "--schedule", "reverse", "--verify")
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("new.gguf: ")
     assert sum("of the bound" in line for line in lines) == 20  # one for each tensor
     for start in ("metadata ", "tensors    20 of 20", "tokenizer ", "logits ", "graph "):
         assert any(line.startswith(start) for line in lines), start
@@ -52,7 +54,7 @@ def test_a_right_file(place):
 
 
 def test_a_wrong_file_as_json(place):
-    done = run(place, "verify", "wrong.gguf", "tiny", "--json", "-t", "1")
+    done = run(place, "verify", "wrong.gguf", "tiny", "--json", "--text", "text", "-t", "1")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("mobilellm: wrong.gguf is not what ")
     assert "RoPE base is 500000.0, and config.json makes it 10000.0 (and 1 more)" in done.stderr
@@ -61,13 +63,6 @@ def test_a_wrong_file_as_json(place):
     assert {"kl_divergence", "top1_agreement", "max_difference"} < set(found["logits"])
     assert found["graph"]["ratio"] > 5 and len(found["tensors"]) == 20
     assert found["tokenizer"]["alike"] == found["tokenizer"]["texts"]
-
-
-def test_convert_and_verify(place):
-    done = run(place, "convert", "tiny", "-o", "new.gguf", "--schedule", "reverse", "--verify")
-    assert done.returncode == 0, done.stderr
-    first, *_, last = done.stdout.splitlines()
-    assert first.startswith("new.gguf: ") and last.startswith("verdict    the file is")
 
 
 def test_convert_keeps_a_file_that_fails(place):
@@ -80,7 +75,7 @@ def test_convert_keeps_a_file_that_fails(place):
     assert done.returncode == 1 and done.stdout.splitlines()[-1] == "verdict    FAILED"
     assert "blk.0.attn_q.weight is not the checkpoint's" in done.stderr
     assert done.stderr.endswith("; the file is kept\n")
-    assert run(place, "verify", "bad.gguf", "tiny").returncode == 1  # it is there
+    assert not verify(place / "bad.gguf", place / "tiny", n_threads=1).ok  # it is there
 
 
 def test_without_torch(place):
@@ -94,10 +89,10 @@ def test_without_torch(place):
 
 
 def test_refusals(place):
-    done = run(place, "verify", "tiny.gguf", "nothing/here/at-all")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
     done = run(place, "verify", "none.gguf", "tiny")
-    assert done.returncode == 1 and "none.gguf: no such file" in done.stderr
-    done = run(place, "verify", "text", "tiny")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.returncode == 1 and done.stderr == "mobilellm: none.gguf: no such file\n"
     assert run(place, "verify", "tiny.gguf", "tiny", "--text", "no text").returncode == 2
+    with pytest.raises(CheckpointError):
+        verify(place / "tiny.gguf", "nothing/here/at-all")
+    with pytest.raises(ModelError):
+        verify(place / "text", place / "tiny")

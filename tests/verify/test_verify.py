@@ -12,7 +12,7 @@ from checkpoints import (
     tensor_shapes,
     tokenizer_model,
 )
-from gguf import GGMLQuantizationType, GGUFReader, dequantize, quantize
+from gguf import GGMLQuantizationType, GGUFReader, quantize
 from gguf_edit import ARRAY, BOOL, F32, STRING, U32, rewrite
 from lattices import WIDTHS, pareto
 
@@ -82,59 +82,79 @@ def test_a_right_file_passes(name, kind, request):
         assert (0.8 if matrix else 0) <= tensor.share <= 1 and tensor.outside == 0
 
 
-def raw(reader, name):
-    """A tensor's stored rows, as bytes or numbers, and its type."""
-    tensor = next(t for t in reader.tensors if t.name == name)
-    return np.array(tensor.data), tensor.tensor_type
+def info(path, name):
+    with open_gguf(path) as file:
+        return next(tensor for tensor in file.tensors() if tensor.name == name)
 
 
-def swap_heads(reader, name="blk.1.attn_q.weight", size=32):
-    rows, kind = raw(reader, name)
+def raw(path, name):
+    """A tensor's rows as bytes [rows, bytes of a row], and its type."""
+    tensor = info(path, name)
+    data = np.fromfile(path, np.uint8, tensor.n_bytes, offset=tensor.start)
+    return data.reshape(tensor.n_elements // tensor.shape[-1], -1), tensor.type
+
+
+def planted(path, target, wrong):
+    """A copy of a file with other bytes in some of its tensors."""
+    data = bytearray(path.read_bytes())
+    for name, rows in wrong.items():
+        tensor, stored = info(path, name), rows.tobytes()
+        assert len(stored) == tensor.n_bytes
+        data[tensor.start : tensor.start + tensor.n_bytes] = stored
+    target.write_bytes(data)
+    return target
+
+
+def swap_heads(path, name="blk.1.attn_q.weight", size=32):
+    rows, _ = raw(path, name)
     rows[:size], rows[size : 2 * size] = rows[size : 2 * size].copy(), rows[:size].copy()
-    return {name: (rows, kind)}
+    return {name: rows}
 
 
-def swap(reader, one, other):
-    return {one: raw(reader, other), other: raw(reader, one)}
+def swap(path, one, other):
+    return {one: raw(path, other)[0], other: raw(path, one)[0]}
 
 
-def unpermuted(reader):
+def unpermuted(path, name="blk.0.attn_q.weight"):
     """The rows of q as the checkpoint has them: halves of a head apart."""
-    rows, kind = raw(reader, "blk.0.attn_q.weight")
-    heads = rows.reshape(-1, 16, 2, rows.shape[1])
-    return {"blk.0.attn_q.weight": (heads.swapaxes(1, 2).reshape(rows.shape), kind)}
+    rows, _ = raw(path, name)
+    return {name: rows.reshape(-1, 16, 2, rows.shape[1]).swapaxes(1, 2)}
 
 
-def one_weight(reader, name="blk.2.ffn_down.weight"):
+def one_weight(path, name="blk.2.ffn_down.weight"):
     """A single weight moves by two steps of its block, or by one unit in the last place."""
-    rows, kind = raw(reader, name)
-    if kind == GGMLQuantizationType.F16:
+    rows, kind = raw(path, name)
+    if kind == "f16":
         rows.view(np.uint16)[5, 7] ^= 1
-    else:  # the first byte after the scale, that of weight 0 (and 16)
-        quants = rows[5].view(np.int8) if kind == GGMLQuantizationType.Q8_0 else rows[5]
-        quants[2] += 2 if quants[2] % 16 < 8 else -2
-    return {name: (rows, kind)}
+    else:  # the byte after the scale: weight 0, in q4_0 in its lower half
+        rows[5, 2] = rows[5, 2] + 2 if rows[5, 2] % 16 < 8 else rows[5, 2] - 2
+    return {name: rows}
 
 
-def wrong_scale(reader, name="blk.0.ffn_up.weight"):
+def wrong_scale(path, name="blk.0.ffn_up.weight"):
     """A tensor that is larger than the checkpoint's by a hundredth (q4_0: a tenth)."""
-    rows, kind = raw(reader, name)
-    factor = 1.1 if kind == GGMLQuantizationType.Q4_0 else 1.01
-    if kind == GGMLQuantizationType.F16:
-        return {name: (rows * np.float16(factor), kind)}
-    return {name: (quantize(dequantize(rows, kind) * np.float32(factor), kind), kind)}
+    rows, kind = raw(path, name)
+    factor = np.float16(1.1 if kind == "q4_0" else 1.01)
+    if kind == "f16":
+        return {name: rows.view(np.float16) * factor}
+    block = 34 if kind == "q8_0" else 18  # bytes, the scale first
+    blocks = rows.reshape(-1, block)
+    blocks[:, :2] = (blocks[:, :2].copy().view(np.float16) * factor).view(np.uint8)
+    return {name: blocks}
 
 
 TENSOR_FAULTS = {
     "permuted q head": swap_heads,
-    "permuted k head": lambda r: swap_heads(r, "blk.0.attn_k.weight"),
-    "permuted v head": lambda r: swap_heads(r, "blk.2.attn_v.weight"),
-    "swapped gate and up": lambda r: swap(r, "blk.1.ffn_gate.weight", "blk.1.ffn_up.weight"),
-    "swapped k and v": lambda r: swap(r, "blk.1.attn_k.weight", "blk.1.attn_v.weight"),
-    "swapped blocks": lambda r: swap(r, "blk.1.attn_output.weight", "blk.2.attn_output.weight"),
-    "swapped norms": lambda r: swap(r, "blk.1.attn_norm.weight", "blk.1.ffn_norm.weight"),
-    "a norm of ones": lambda r: {"blk.0.ffn_norm.weight": np.ones(128, np.float32)},
-    "a final norm of ones": lambda r: {"output_norm.weight": np.ones(128, np.float32)},
+    "permuted k head": lambda path: swap_heads(path, "blk.0.attn_k.weight"),
+    "permuted v head": lambda path: swap_heads(path, "blk.2.attn_v.weight"),
+    "swapped gate and up": lambda path: swap(path, "blk.1.ffn_gate.weight", "blk.1.ffn_up.weight"),
+    "swapped k and v": lambda path: swap(path, "blk.1.attn_k.weight", "blk.1.attn_v.weight"),
+    "swapped blocks": lambda path: swap(
+        path, "blk.1.attn_output.weight", "blk.2.attn_output.weight"
+    ),
+    "swapped norms": lambda path: swap(path, "blk.1.attn_norm.weight", "blk.1.ffn_norm.weight"),
+    "a norm of ones": lambda path: {"blk.0.ffn_norm.weight": np.ones(128, np.float32)},
+    "a final norm of ones": lambda path: {"output_norm.weight": np.ones(128, np.float32)},
     "halves not interleaved": unpermuted,
     "a single weight": one_weight,
     "a wrong scale": wrong_scale,
@@ -144,8 +164,8 @@ TENSOR_FAULTS = {
 @pytest.mark.parametrize("fault", TENSOR_FAULTS)
 def test_a_fault_in_a_tensor_fails(fault, kind, shared, tmp_path):
     right = converted(shared, kind)
-    wrong = TENSOR_FAULTS[fault](GGUFReader(right))
-    done = check(rewrite(right, tmp_path / "m.gguf", None, wrong), shared, text=TEXT[:150])
+    wrong = TENSOR_FAULTS[fault](right)
+    done = check(planted(right, tmp_path / "m.gguf", wrong), shared, text=TEXT[:150])
     assert {tensor.name for tensor in done.tensors if tensor.outside} == set(wrong)
     assert {sentence.split()[0] for sentence in done.failures} == set(wrong)
     assert done.graph.ratio < NOISE_FACTOR  # it computes right, from wrong weights
@@ -285,9 +305,8 @@ def test_a_portable_file_passes(name, kind, shared, tmp_path):
     blocks = {t.name.split(".")[1] for t in done.tensors if t.name.startswith("blk.")}
     assert len(blocks) == (6 if name == "shared" else 3)
 
-    wrong = check(
-        rewrite(path, tmp_path / "w.gguf", None, swap_heads(GGUFReader(path))), checkpoint
-    )
+    heads = planted(path, tmp_path / "w.gguf", swap_heads(path))
+    wrong = check(heads, checkpoint, text=TEXT[:99])
     assert not wrong.ok and "blk.1.attn_q.weight" in wrong.failures[0]
     arch = GGUFReader(path).fields["general.architecture"].contents()
     base = {f"{arch}.rope.freq_base": (2e4, F32)}
@@ -323,7 +342,7 @@ def test_a_type_whose_rounding_is_not_known(shared, tmp_path):
     """Files that llama-quantize made: a row may be off by what its bits allow."""
     right = converted(shared, "f16")
     name = "blk.1.ffn_down.weight"
-    values = raw(GGUFReader(right), name)[0].astype(np.float32)
+    values = raw(right, name)[0].view(np.float16).astype(np.float32)
     data = quantize(values, GGMLQuantizationType.Q5_1)
     path = rewrite(right, tmp_path / "m.gguf", None, {name: (data, GGMLQuantizationType.Q5_1)})
     done = check(path, shared)
@@ -361,11 +380,6 @@ def test_an_exact_file_passes(width, tmp_path):
     done = check(path, checkpoint)
     assert done.ok, done.failures
     assert {"1": "q1_0", "1.58": "q2_0"}.get(width, "q4_0") in {t.type for t in done.tensors}
-    # two heads change places in the file itself, for gguf-py does not know Q2_0
-    with open_gguf(path) as file:
-        (q,) = [tensor for tensor in file.tensors() if tensor.name == "blk.1.attn_q.weight"]
-    data = path.read_bytes()
-    one, other, end = (q.start + head * q.n_bytes // 4 for head in range(3))
-    (tmp_path / "w.gguf").write_bytes(data[:one] + data[other:end] + data[one:other] + data[end:])
-    (tensor,) = [t for t in check(tmp_path / "w.gguf", checkpoint).tensors if t.outside]
-    assert tensor.name == q.name and tensor.outside > q.n_elements / 16
+    heads = planted(path, tmp_path / "w.gguf", swap_heads(path))
+    (tensor,) = [t for t in check(heads, checkpoint, text=TEXT[:99]).tensors if t.outside]
+    assert tensor.name == "blk.1.attn_q.weight" and tensor.outside > 32 * 128
