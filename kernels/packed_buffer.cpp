@@ -249,7 +249,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
         return nullptr;
     }
 #ifdef __linux__
-    madvise(memory, whole, MADV_HUGEPAGE);  // saves a quarter of the time of decoding; a wish, not a need
+    madvise(memory, whole, MADV_HUGEPAGE);  // decodes faster (docs/architecture.md); a wish, not a need
 #endif
     ggml_backend_buffer_i functions = {};
     functions.free_buffer           = free_buffer;
