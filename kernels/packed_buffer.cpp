@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -204,15 +205,22 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     const int64_t limit = std::min<int64_t>(size / BYTES_A_THREAD, std::thread::hardware_concurrency());
     const int64_t n     = std::max<int64_t>(std::min(limit, m.n_groups()), 1);
 
-    const auto work = [&](int64_t i) {
-        pack(m.type, m.n_cols, m.n_rows, data, m.n_groups() * i / n, m.n_groups() * (i + 1) / n,
-             static_cast<uint8_t *>(tensor->data));
+    std::atomic<int64_t> next{ 0 };
+    const auto           work = [&] {
+        for (int64_t i; (i = next++) < n;) {
+            pack(m.type, m.n_cols, m.n_rows, data, m.n_groups() * i / n, m.n_groups() * (i + 1) / n,
+                           static_cast<uint8_t *>(tensor->data));
+        }
     };
     std::vector<std::thread> threads;
-    for (int64_t i = 1; i < n; ++i) {
-        threads.emplace_back(work, i);
+    try {
+        while (int64_t(threads.size()) + 1 < n) {
+            threads.emplace_back(work);
+        }
+    } catch (const std::exception &) {
+        // as many as the system gives; all shares are taken all the same
     }
-    work(0);
+    work();
     for (std::thread & thread : threads) {
         thread.join();
     }

@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,49 @@ def test_mapped_pages_are_given_back(tmp_path):
     path = model(tmp_path, "q8_0", hidden=512, heads=8, kv_heads=2, ffn=1024)
     assert int(run(MAPPED, str(path))) * 1024 < 0.3 * path.stat().st_size
     assert int(run(MAPPED, str(path), OFF)) * 1024 > 0.9 * path.stat().st_size
+
+
+FEW_THREADS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+int get_nprocs(void) { return 8; }
+
+int pthread_create(pthread_t * t, const pthread_attr_t * a, void * (*f)(void *), void * x) {
+    static atomic_int n;
+    int (*real)(pthread_t *, const pthread_attr_t *, void * (*) (void *), void *) =
+        dlsym(RTLD_NEXT, "pthread_create");
+    const char * limit = getenv("MAX_THREADS");
+    return limit && n++ >= atoi(limit) ? EAGAIN : real(t, a, f, x);
+}
+"""
+
+LOGITS_OF_ONE_THREAD = """
+import ctypes
+path, limit, tokens, out = arguments
+ctypes.CDLL(None).setenv(b"MAX_THREADS", limit.encode(), 1)
+np.save(out, MobileLLM(path, n_threads=1, n_ctx=64).logits(tokens))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs LD_PRELOAD")
+def test_a_system_that_gives_no_more_threads(tmp_path):
+    """Packing goes on with those there are: a crash once, when the second could not be started."""
+    path = str(model(tmp_path, "q8_0", hidden=640, heads=10, kv_heads=5, ffn=2048, vocab=4096))
+    source, library = tmp_path / "few.c", tmp_path / "few.so"
+    source.write_text(FEW_THREADS)
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(library), "-ldl"], check=True)
+    rows = []
+    for limit in ("0", "1", "3", "1000"):
+        out = tmp_path / f"{limit}.npy"
+        arguments = [path, limit, TOKENS[:20], str(out)]
+        run(LOGITS_OF_ONE_THREAD, arguments, {**ON, "LD_PRELOAD": str(library)})
+        rows.append(np.load(out))
+    assert all(np.array_equal(row, rows[-1]) for row in rows[:-1])
 
 
 def test_an_untied_head_and_odd_vocabulary(tmp_path):
