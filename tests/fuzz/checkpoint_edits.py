@@ -38,6 +38,8 @@ Edit = list[Any]
 Files = dict[str, bytes]
 
 HEADER = "#header"
+# what an edit can run into where an earlier one has been
+UNFIT = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "I64": 8, "F8_E4M3": 1}
 
 
@@ -54,7 +56,7 @@ def write(seed: Files, edits: list[Edit], folder: Path) -> None:
             special.append(edit)
             files.pop(edit[1], None)
         else:
-            with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
+            with contextlib.suppress(*UNFIT):
                 apply(files, edit)
     folder.mkdir()
     for name, content in files.items():
