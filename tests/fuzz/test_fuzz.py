@@ -144,3 +144,15 @@ def test_deaths_are_seen(
     with pytest.raises(run.Died, match=expected):
         for _ in range(2):
             subject.ask("x")
+
+
+def test_undefined_behaviour_of_ours_is_seen(tmp_path: Path) -> None:
+    """Upstream's is not ours to mend."""
+    lines = [f"/x/{folder}/a.cpp:1:2: runtime error: y" for folder in ("kernels", "llama.cpp/src")]
+    program = (
+        f"import sys; input(); print(1, flush=True); sys.stderr.write({chr(10).join(lines)!r})"
+    )
+    subject = run.Subject([sys.executable, "-c", program], tmp_path)
+    subject.ask("x")
+    subject.close()
+    assert subject.complaints == lines[:1]

@@ -14,6 +14,7 @@ import os
 import resource
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,7 @@ def carry_out(
     there = sorted(os.listdir(work))
     os.chdir(work / "cwd")
     answer: dict[str, Any] = {"passed": False, "refusal": None}
+    start = time.process_time()
     watch.allowed, watch.seen = (work / "out").resolve(), []
     try:
         answer["passed"], answer["refusal"] = run(case, source, work / "out" / "model.gguf")
@@ -179,6 +181,7 @@ def carry_out(
         where = traceback.extract_tb(error.__traceback__)[-1]
         answer["failure"] = f"{type(error).__name__} ({where.filename}:{where.lineno}): {error}"
     watch.allowed = None
+    answer["seconds"] = time.process_time() - start
     problems = [f"did {what}" for what in watch.seen]
     for name in ("tmp", "cwd"):
         problems += [f"left {name}/{entry}" for entry in os.listdir(work / name)]
