@@ -23,9 +23,9 @@ demo: .venv/installed
 	    echo '> Hello! Who are you?'; echo 'Hello! Who are you?' | $(BIN)/mobilellm chat; fi
 
 test: lint .venv/tests-installed stock
-	$(BIN)/cmake --build build/wheel --target kernels_test >/dev/null
+	$(BIN)/cmake --build build/wheel --target kernels_test packed_test >/dev/null
 	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" \
-	    MOBILELLM_KERNELS_TEST="$(CURDIR)/build/wheel/kernels_test" $(BIN)/pytest $(PYTEST_ARGS)
+	    MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/wheel" $(BIN)/pytest $(PYTEST_ARGS)
 
 bench: .venv/tests-installed stock
 	$(BIN)/python benchmarks/versus_stock.py
@@ -70,7 +70,7 @@ stock: .venv/created
 # The hostile files of the tests and the kernels again, with C++ programs and all libraries under ASan and UBSan.
 sanitize: sanitized
 	MOBILELLM_USE_FILE="$(CURDIR)/build/sanitize/use_file" \
-	    MOBILELLM_KERNELS_TEST="$(CURDIR)/build/sanitize/kernels_test" \
+	    MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/sanitize" \
 	    $(BIN)/pytest tests/engine/test_hostile.py tests/fuzz tests/kernels
 
 fuzz: sanitized
@@ -79,7 +79,7 @@ fuzz: sanitized
 sanitized: .venv/tests-installed
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
 	    -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DMOBILELLM_SANITIZE=ON -DGGML_OPENMP=OFF >/dev/null
-	$(BIN)/cmake --build build/sanitize --target use_file kernels_test
+	$(BIN)/cmake --build build/sanitize --target use_file kernels_test packed_test
 
 clean:
 	rm -rf .venv build

@@ -31,8 +31,8 @@ constexpr int64_t OWN_TOKENS = 4;
 constexpr size_t BYTES_A_THREAD = 128 * 1024;  // to pack; below, a thread costs more than it does
 
 bool fits(const ggml_tensor * tensor) {
-    return packable(tensor->type, tensor->ne[0]) && ggml_is_matrix(tensor) && ggml_is_contiguous(tensor) &&
-           !tensor->view_src;
+    return packable(tensor->type, tensor->ne[0]) && tensor->ne[1] >= GROUP && ggml_is_matrix(tensor) &&
+           ggml_is_contiguous(tensor) && !tensor->view_src;
 }
 
 struct packed_buffer;
@@ -79,22 +79,14 @@ struct packed_buffer {
     std::atomic<packed_tensor *>                last{ nullptr };  // that was multiplied
 };
 
-// One row of the input as contiguous floats.
-const float * contiguous(const ggml_tensor * tensor, int64_t row, std::vector<float> & copy) {
+const float * row_of(const ggml_tensor * tensor, int64_t row) {
     const int64_t i1 = row % tensor->ne[1];
     const int64_t i2 = row / tensor->ne[1] % tensor->ne[2];
     const int64_t i3 = row / tensor->ne[1] / tensor->ne[2];
 
     const char * at =
         static_cast<const char *>(tensor->data) + i1 * tensor->nb[1] + i2 * tensor->nb[2] + i3 * tensor->nb[3];
-    if (tensor->nb[0] == sizeof(float)) {
-        return reinterpret_cast<const float *>(at);
-    }
-    copy.resize(tensor->ne[0]);
-    for (int64_t i = 0; i < tensor->ne[0]; ++i) {
-        copy[i] = *reinterpret_cast<const float *>(at + i * tensor->nb[0]);
-    }
-    return copy.data();
+    return reinterpret_cast<const float *>(at);
 }
 
 // Each row of the result is computed by one thread from beginning to end, so their number changes no bit of it.
@@ -107,20 +99,19 @@ void packed_tensor::mul_mat(const ggml_compute_params & params, ggml_tensor * op
     const size_t        row_size = activation_size(m.n_cols);
     float *             y        = static_cast<float *>(op->data);
 
-    auto *             work = static_cast<uint8_t *>(params.wdata);
-    std::vector<float> copy;
+    auto * work = static_cast<uint8_t *>(params.wdata);
     work += (64 - reinterpret_cast<uintptr_t>(work) % 64) % 64;
     GGML_ASSERT(ggml_is_contiguous(op));
 
-    const auto row_of = [&](int64_t token) { return reinterpret_cast<activations *>(work + token * row_size); };
+    const auto quantized = [&](int64_t token) { return reinterpret_cast<activations *>(work + token * row_size); };
     if (n_tokens <= OWN_TOKENS) {
         work += ith * n_tokens * row_size;
         for (int64_t token = 0; token < n_tokens; ++token) {
-            k.quantize(contiguous(input, token, copy), m.n_cols, row_of(token));
+            k.quantize(row_of(input, token), m.n_cols, quantized(token));
         }
     } else {
         for (int64_t token = ith; token < n_tokens; token += nth) {
-            k.quantize(contiguous(input, token, copy), m.n_cols, row_of(token));
+            k.quantize(row_of(input, token), m.n_cols, quantized(token));
         }
         ggml_barrier(params.threadpool);
     }
@@ -140,13 +131,13 @@ void packed_tensor::mul_mat(const ggml_compute_params & params, ggml_tensor * op
     const int64_t g0 = first_group(ith, nth);
     const int64_t g1 = first_group(ith + 1, nth);
     if (n_tokens == 1) {
-        k.matvec(m, g0, g1, 0, m.n_blocks(), row_of(0), y, follows);
+        k.matvec(m, g0, g1, 0, m.n_blocks(), quantized(0), y, follows);
     } else if (n_tokens < 8 * nth || m.n_groups() >= 4 * nth) {
-        k.matmat(m, g0, g1, row_of(0), n_tokens, y, m.n_rows, follows);
+        k.matmat(m, g0, g1, quantized(0), n_tokens, y, m.n_rows, follows);
     } else {  // few rows for so many threads: share the tokens instead
         const int64_t t0 = n_tokens * ith / nth;
         const int64_t t1 = n_tokens * (ith + 1) / nth;
-        k.matmat(m, 0, m.n_groups(), row_of(t0), t1 - t0, y + t0 * m.n_rows, m.n_rows, follows);
+        k.matmat(m, 0, m.n_groups(), quantized(t0), t1 - t0, y + t0 * m.n_rows, m.n_rows, follows);
     }
 }
 
@@ -289,14 +280,17 @@ struct extra_buffer_type : ggml::cpu::extra_buffer_type {
     bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
         const ggml_tensor * weight = op->src[0];
         const ggml_tensor * input  = op->src[1];
+        if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_GET_ROWS) {
+            return false;
+        }
         if (!ours(weight) || !fits(weight) || (input->buffer && !ggml_backend_buft_is_host(input->buffer->buft))) {
             return false;
         }
         if (op->op == GGML_OP_MUL_MAT) {
-            return input->type == GGML_TYPE_F32;
+            return input->type == GGML_TYPE_F32 && input->nb[0] == sizeof(float);
         }
         // other tables are looked at in other ways, too
-        return op->op == GGML_OP_GET_ROWS && std::strcmp(weight->name, "token_embd.weight") == 0;
+        return input->type == GGML_TYPE_I32 && std::strcmp(weight->name, "token_embd.weight") == 0;
     }
 
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {

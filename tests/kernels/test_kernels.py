@@ -1,4 +1,4 @@
-"""Every kernel against its scalar twin: a C++ program, also run by `make sanitize`."""
+"""Kernels and what is built of them, in C++ programs that `make sanitize` runs, too."""
 
 import os
 import re
@@ -15,15 +15,31 @@ NEEDS = {
 }
 
 
-def test_every_kernel_equals_the_scalar_twin():
-    program = os.environ.get("MOBILELLM_KERNELS_TEST")
-    if not program:
-        pytest.fail("the test program is built by `make test`")
-    done = subprocess.run([program], capture_output=True, text=True)
+def run(program: str) -> str:
+    folder = os.environ.get("MOBILELLM_NATIVE_TESTS")
+    if not folder:
+        pytest.fail("the test programs are built by `make test`")
+    env = {k: v for k, v in os.environ.items() if k != "MOBILELLM_KERNELS"}
+    done = subprocess.run([Path(folder) / program], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    return done.stdout
+
+
+def processor() -> set[str]:
     cpuinfo = Path("/proc/cpuinfo")
-    flags = set(re.findall(r"\S+", cpuinfo.read_text())) if cpuinfo.exists() else set()
+    return set(re.findall(r"\S+", cpuinfo.read_text())) if cpuinfo.exists() else set()
+
+
+def test_every_kernel_equals_the_scalar_twin():
+    out = run("kernels_test")
     for name, needs in NEEDS.items():
-        if needs <= flags:  # else it was not compiled in, or not found
+        if needs <= processor():  # else it was not compiled in, or not found
             for part in ("", "between matrices, "):
-                assert re.search(rf"^{part}{name}: \d+ cases", done.stdout, re.M), done.stdout
+                assert re.search(rf"^{part}{name}: \d+ cases", out, re.M), out
+
+
+def test_the_buffer_of_packed_weights():
+    """What it supports, and its results on any number of threads."""
+    out = run("packed_test")
+    if NEEDS["avx2"] <= processor():
+        assert re.search(r"^packed: \d+ cases", out, re.M), out
