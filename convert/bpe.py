@@ -61,6 +61,9 @@ def read_bpe(
     pre = _pre_tokenizer(path, fields)
     if model.get("ignore_merges") is not True:
         raise CheckpointError(f"{path}: ignore_merges must be true, as llama.cpp takes it to be.")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(name):
+            raise CheckpointError(f"{path}: {name} must be null: llama.cpp would not apply it.")
     vocab = _vocab(path, model)
     extra = _added_tokens(path, fields)
     highest = max([*vocab.values(), *(token.id for token in extra)])
@@ -84,7 +87,7 @@ def read_bpe(
         types[token_id] = CONTROL if special else USER_DEFINED
         ids[text] = token_id
 
-    first, last = _template(path, fields)
+    first, last = _template(path, fields, ids)
     named = {name: _named(settings, f"{name}_token") for name in ("bos", "eos", "unk", "pad")}
     named["bos"] = first or named["bos"]
     named["eos"] = last or named["eos"]
@@ -175,13 +178,20 @@ def _added_tokens(path: Path, fields: dict[str, Any]) -> list[AddedToken]:
         text = entry.get("content") if isinstance(entry, dict) else None
         if type(token_id) is not int or token_id < 0 or not isinstance(text, str):
             raise CheckpointError(f"{path}: added_tokens is broken at {str(entry)[:60]!r}.")
+        for name in ("lstrip", "rstrip", "single_word"):
+            if entry.get(name):
+                raise CheckpointError(
+                    f"{path}: {name} of {text[:60]!r} must be false: llama.cpp would not apply it."
+                )
         special = bool(entry.get("special")) or looks_special(text)
         found.append(AddedToken(path.name, token_id, text, special))
     return found
 
 
-def _template(path: Path, fields: dict[str, Any]) -> tuple[str | None, str | None]:
-    """The special tokens that are put before and after a text."""
+def _template(
+    path: Path, fields: dict[str, Any], ids: dict[str, int]
+) -> tuple[str | None, str | None]:
+    """The special tokens that are put before and after a text; `ids` are those of added tokens."""
     for step in _steps(fields, "post_processor"):
         if step.get("type") != "TemplateProcessing":
             continue
@@ -195,6 +205,11 @@ def _template(path: Path, fields: dict[str, Any]) -> tuple[str | None, str | Non
             raise CheckpointError(
                 f"{path}: post_processor puts more than one token before or after a text."
             )
+        defined = step.get("special_tokens")
+        for name in filter(None, names):
+            entry = defined.get(name) if isinstance(defined, dict) else None
+            if not isinstance(entry, dict) or entry.get("ids") != [ids.get(name)]:
+                raise CheckpointError(f"{path}: post_processor puts no added token for {name!r}.")
         before, after = names[: at[0]], names[at[0] + 1 :]
         return (before[0] if before else None), (after[0] if after else None)
     return None, None

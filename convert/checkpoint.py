@@ -24,7 +24,6 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
@@ -133,6 +132,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """The checkpoint in a local folder, or else one fetched by its hub id."""
     folder = Path(source).expanduser()
+    if not str(source):
+        raise CheckpointError("an empty name is neither a folder nor a hub id.")
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"{source} is a folder here: a revision is one of a hub id.")

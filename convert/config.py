@@ -42,8 +42,8 @@ class Config:
         inner = self.fields.get("text_config")
         if isinstance(inner, dict):
             said = {name: value for name, value in inner.items() if value is not None}
-            top = {"architectures": self.fields.get("architectures")}
-            self.fields = inner | self.fields | said | top
+            top = self.fields.get("architectures") or inner.get("architectures")
+            self.fields = inner | self.fields | said | {"architectures": top}
         self.fields |= settings or {}
         self.unread = set(settings or {})
 
@@ -85,7 +85,9 @@ class Config:
         return None
 
     def missing(self, name: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {name} is missing (--set {name}=VALUE supplies it).")
+        return CheckpointError(
+            f"{self.path}: {name} is missing (mobilellm convert --set {name}=VALUE supplies it)."
+        )
 
     def refusal(self, name: str, rule: str, value: Any) -> CheckpointError:
         shown = repr(value)

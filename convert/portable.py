@@ -76,9 +76,11 @@ def stock_architecture(decoder: Decoder) -> str:
     normed = decoder.qk_norm and (any(decoder.rope) or not decoder.rope)
     if every_rope and not sliding:
         return "qwen3" if normed else "llama"
-    if sliding and not normed:
+    if sliding and not normed and (every_rope or any(decoder.rope)):
         return "granite_swa"
-    if not sliding:
+    if sliding and not normed:
+        reason = "has no layer with RoPE"
+    elif not sliding:
         reason = "has layers without RoPE" + (" beside a norm of q and k" if normed else "")
     else:
         reason = "has a norm of q and k beside sliding windows"

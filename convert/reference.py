@@ -371,7 +371,7 @@ def read_hyperparameters(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab=config.integer("vocab_size", 1 << 24),
+        vocab=config.integer("vocab_size", 1 << 20),
         context=config.integer("max_position_embeddings", 1 << 28),
         epsilon=config.number("rms_norm_eps", 0.1),
         theta=_theta(config, {R1: 500000.0, PRO: None}.get(kind, 10000.0)),
@@ -420,17 +420,21 @@ def _windows(config: Config, kind: str, blocks: int) -> tuple[int | None, ...]:
         raise config.missing("layer_types")
     if not isinstance(layers, list) or len(layers) != blocks:
         raise config.refusal("layer_types", f"must name the attention of {blocks} layers", layers)
+    low = min(MAX_TOKENS, config.integer("max_position_embeddings", 1 << 28))
     windows: list[int | None] = []
     for layer in layers:
         window = None
         if layer == "sliding_attention":
             window = config.integer("sliding_window", 1 << 28)
         elif layer == "chunked_attention" and kind == R1:  # full where a text fits into a chunk
-            config.integer("attention_chunk_size", 1 << 28, low=MAX_TOKENS, default=8192)
+            config.integer("attention_chunk_size", 1 << 28, low=low, default=8192)
         elif layer != "full_attention":
             raise config.refusal("layer_types", "must hold full or sliding attention", layer)
         windows.append(window)
     return tuple(windows)
+
+
+ROPE_FIELDS = {"rope_theta", "rope_type", "type", "factor", "partial_rotary_factor"}
 
 
 def _theta(config: Config, default: float | None) -> float:
@@ -441,7 +445,7 @@ def _theta(config: Config, default: float | None) -> float:
         if rope is None:
             continue
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else ""
-        if kind != "default":
+        if kind != "default" or not set(rope) <= ROPE_FIELDS:
             raise config.refusal(field, "must be absent or of type 'default'", rope)
         theta = rope.get("rope_theta", theta)
     if theta is None:

@@ -32,8 +32,8 @@ def read_tokenizer(
     _refuse_duplicates(folder, vocabulary.tokens)
     if vocabulary.pre == LLAMA4 and stock:
         vocabulary.notes.append(
-            "llama.cpp splits words with combining marks, or with capitals beyond ASCII inside "
-            "them, otherwise than this tokenizer"
+            "stock llama.cpp cuts some words otherwise than this tokenizer: those with combining "
+            "marks or with capitals beyond ASCII inside, and those that no merges make"
         )
     elif vocabulary.pre == LLAMA4:
         vocabulary.pre = "mobilellm"  # exact, in our build
@@ -53,7 +53,7 @@ def read_tokenizer(
     metadata["tokenizer.ggml.add_eos_token"] = boolean(vocabulary.add_eos)
     if vocabulary.add_space_prefix is not None:
         metadata["tokenizer.ggml.add_space_prefix"] = boolean(vocabulary.add_space_prefix)
-    template = _chat_template(folder, settings)
+    template = chat_template(folder, settings)
     if template is not None:
         metadata["tokenizer.chat_template"] = string(template)
     return metadata, [*vocabulary.notes, *notes]
@@ -66,8 +66,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _special_ids(
     folder: Path, config: Config, vocabulary: Vocabulary
 ) -> tuple[dict[str, int], list[str]]:
-    """Ids by GGUF's names. Every end-of-turn id ends an answer: llama.cpp has three places for
-    them and knows some more by their text."""
+    """Ids by GGUF's names. Every end-of-turn id ends an answer: llama.cpp ends a text at any token
+    that stands in one of these places (the last three are of fill-in-the-middle models)."""
     size = len(vocabulary.tokens)
     ids = {}
     for name, key in (("bos", "bos"), ("unk", "unknown"), ("pad", "padding")):
@@ -88,7 +88,8 @@ def _special_ids(
         if b"eom" in vocabulary.tokens[end] and "eom" not in ids:
             ids["eom"] = end
             ends.remove(end)
-    for key, end in zip([k for k in ("eot", "eom") if k not in ids], list(ends), strict=False):
+    places = ("eot", "eom", "fim_rep", "fim_sep", "fim_pad")
+    for key, end in zip([k for k in places if k not in ids], list(ends), strict=False):
         ids[key] = end
         ends.remove(end)
     return ids, [f"token {end} ends a text too, for which the file has no place" for end in ends]
@@ -130,16 +131,17 @@ def _refuse_duplicates(folder: Path, tokens: list[bytes]) -> None:
         ids[token] = token_id
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The template in tokenizer_config.json (of several the default one), or the file's."""
+def chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The file's template, which goes first as in transformers, or the one in
+    tokenizer_config.json (of several the default one)."""
+    path = folder / "chat_template.jinja"
+    try:
+        if path.exists():
+            return path.read_text(encoding="utf-8")
+    except ValueError:
+        raise CheckpointError(f"{path} is no UTF-8 text.") from None
     template = settings.get("chat_template")
     if isinstance(template, list):
         default = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
         template = default[-1].get("template") if default else None
-    if isinstance(template, str):
-        return template
-    path = folder / "chat_template.jinja"
-    try:
-        return path.read_text(encoding="utf-8") if path.exists() else None
-    except ValueError:
-        raise CheckpointError(f"{path} is no UTF-8 text.") from None
+    return template if isinstance(template, str) else None

@@ -92,7 +92,9 @@ def _describe(path: str, file: GGUFFile) -> Description:
     head_size = number("attention.key_length", hidden // heads)
     context = number("context_length")
     slides = sliding_layers(file)
-    rope = file.get(f"{arch}.attention.rope_pattern") if arch == "mobilellm" else None
+    rope = (
+        file.get(f"{arch}.attention.rope_pattern") if arch in ("mobilellm", "granite_swa") else None
+    )
     if rope is not None and not (isinstance(rope, list) and len(rope) == stored):
         raise ValueError(f"{arch}.attention.rope_pattern is {rope}")
     tensors = file.tensors()
@@ -119,7 +121,7 @@ def _describe(path: str, file: GGUFFile) -> Description:
         sliding_window=number("attention.sliding_window") if any(slides) else 0,
         sliding_layers=sum(slides),
         rope_layers=sum(bool(rope[block]) for block in schedule) if rope else len(schedule),
-        qk_norm=arch == "mobilellm" and bool(file.get(f"{arch}.attention.qk_norm", False)),
+        qk_norm=arch == "qwen3" or bool(file.get("mobilellm.attention.qk_norm", False)),
         vocabulary=file.get("tokenizer.ggml.tokens", 0),
         tied_head=all(tensor.name != "output.weight" for tensor in tensors),
         tensor_types=dict(Counter(tensor.type for tensor in tensors)),

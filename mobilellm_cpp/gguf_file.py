@@ -154,12 +154,12 @@ def context_length(file: GGUFFile) -> int:
 
 
 def sliding_layers(file: GGUFFile) -> list[bool]:
-    """Whether each executed layer of a `mobilellm` file sees a window of tokens only."""
+    """Whether each executed layer of a file that we write sees a window of tokens only."""
     schedule = block_schedule(file)
     arch = file.get("general.architecture")
     pattern = file.get(f"{arch}.attention.sliding_window_pattern")
     sound = isinstance(pattern, list) and len(pattern) > max(schedule)
-    if arch != "mobilellm" or not sound:
+    if arch not in ("mobilellm", "granite_swa") or not sound:
         return [False] * len(schedule)
     return [bool(pattern[block]) for block in schedule]
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from .convert.checkpoint import Checkpoint, open_checkpoint
 from .convert.reference import MAX_TOKENS, Hyperparameters, Reference, read_rows, torch_threads
 from .convert.tensor import Tensor
-from .errors import ModelError
+from .errors import CheckpointError, ModelError
 from .gguf_file import GGUFFile, TensorInfo, block_schedule, is_count, open_gguf
 from .library import llama_cpp
 from .model import MobileLLM
@@ -185,6 +185,9 @@ def verify(
     tokenizer = check_tokenizer(llm, checkpoint)
     engine = llm.logits(tokens, positions)
     llm.close()
+
+    if unread := checkpoint.config.unread:
+        raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")
 
     failures += tokenizer.differences
     tensors = [file.check(*tensor) for tensor in file.pairs()]

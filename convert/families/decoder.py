@@ -21,6 +21,8 @@ from .model import Decoder, Model, Weight
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
+ROPE_FIELDS = ("rope_theta", "rope_type", "type", "factor", "partial_rotary_factor")
+
 # Settings that would change the computation, with the values under which they do not.
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu", None),
@@ -53,7 +55,7 @@ def read_decoder(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab=config.integer("vocab_size", 1 << 24),
+        vocab=config.integer("vocab_size", 1 << 20),
         context=config.integer("max_position_embeddings", 1 << 28),
         epsilon=config.number("rms_norm_eps", 0.1),
         theta=rope_theta(config, theta),
@@ -80,10 +82,16 @@ def build_decoder(
 ) -> Model:
     """Check the tensors against the sizes and give them their GGUF names.
 
+    `schedule` overrides the config's `layer_sharing`, which means each block twice in a row.
     `mlp` is the checkpoint's name for the feed-forward part. With `split_halves` RoPE turns the
     halves of a head as stored, and the rows of q and k are reordered; without, neighbouring pairs.
     """
     blocks = decoder.blocks
+    if config.flag("layer_sharing") and schedule is None:
+        schedule = "immediate"
+        if 2 * blocks > MAX_LAYERS:
+            rule = f"must be at most {MAX_LAYERS // 2} with layer_sharing"
+            raise config.refusal("num_hidden_layers", rule, blocks)
     order = tuple(range(blocks)) if schedule is None else parse_schedule(schedule, blocks)
     tied, notes = decide_tying(config, tensors)
     weights = []
@@ -190,6 +198,9 @@ def rope_theta(config: Config, default: float | None) -> float:
         if rope is None:
             continue
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else ""
+        for name in rope if isinstance(rope, dict) else ():
+            if name not in ROPE_FIELDS:  # by layer type, or of a scaling
+                raise config.refusal(field, f"must hold {', '.join(ROPE_FIELDS)} only", name)
         if kind != "default" or rope.get("factor") not in (None, 1):
             raise config.refusal(field, "must be absent or of type 'default'", rope)
         if rope.get("partial_rotary_factor") not in (None, 1):
@@ -208,7 +219,7 @@ def rope_theta(config: Config, default: float | None) -> float:
 
 def decide_tying(config: Config, tensors: dict[str, Tensor]) -> tuple[bool, list[str]]:
     """Whether the head is the embedding, which the tensors say and not the config, and notes."""
-    says_tied = config.flag("share_embedding") or config.flag("tie_word_embeddings")
+    says_tied = any([config.flag("share_embedding"), config.flag("tie_word_embeddings")])
     head, embedding = tensors.get(HEAD), tensors.get(EMBEDDING)
     if head is None:
         note = f"no {HEAD} in the file: the head is tied to the embedding"

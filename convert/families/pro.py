@@ -27,8 +27,8 @@ def build(
     if config.get(width) is None:
         width = "intermediate_size"
     decoder = read_decoder(config, ffn_field=width)
-    experts = config.get("num_local_experts", 0)
-    if experts != 0 and config.get("moe_layers") != []:
+    experts = config.get("num_local_experts")
+    if experts not in (None, 0) and config.get("moe_layers") != []:
         raise config.refusal("num_local_experts", "must be 0", experts)
     layers = config.get("layer_types")
     if layers is None:

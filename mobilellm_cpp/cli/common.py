@@ -77,7 +77,7 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
             )
         try:
             fields[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             fields[name] = value
     return fields
 

@@ -48,6 +48,11 @@ def verify(
     from ..verification import verify as compare
     from .common import resolve
 
+    if not Path(model).is_file() and (schedule or settings or revision):
+        raise ModelError(
+            f"{model} is no file: it is converted as its config.json says, "
+            "without --schedule, --set and --revision"
+        )
     sample = None
     if text is not None:
         with open(text, encoding="utf-8", errors="replace") as file:

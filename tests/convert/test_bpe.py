@@ -95,6 +95,34 @@ def test_a_file_for_stock_says_that_words_are_split_otherwise(tmp_path):
     assert len(differ) > 100
 
 
+def test_a_long_s_is_an_s_without_case(tmp_path):
+    convert_checkpoint(make_pro(tmp_path / "c"), tmp_path / "m.gguf")
+    library = Tokenizer.from_file(str(tmp_path / "c" / "tokenizer.json"))
+    llm = MobileLLM(tmp_path / "m.gguf", n_ctx=64, n_threads=1)
+    for text in ("it'\u017f", "'\u017fx", "A'\u017f'S"):
+        assert llm.tokenize(text.encode()) == library.encode(text).ids
+
+
+def test_six_ends_of_a_text(tmp_path):
+    ends = [500, 501, 502, 503, 505]
+    checkpoint = make_r1(tmp_path / "c", eos_token_id=ends)
+    assert not convert_checkpoint(checkpoint, tmp_path / "m.gguf").notes
+    llm = MobileLLM(tmp_path / "m.gguf", n_ctx=64, n_threads=1)
+    import llama_cpp
+
+    for end in [*ends, 509]:
+        assert llama_cpp.llama_vocab_is_eog(llm._model.vocab, end)
+
+
+def test_a_template_file_goes_before_the_one_in_the_config(tmp_path):
+    """As in transformers."""
+    checkpoint = make_r1(tmp_path / "c")
+    (checkpoint / "chat_template.jinja").write_text("NEW")
+    convert_checkpoint(checkpoint, tmp_path / "m.gguf")
+    field = GGUFReader(tmp_path / "m.gguf").get_field("tokenizer.chat_template")
+    assert field.contents() == "NEW"
+
+
 def test_every_end_of_turn_id_ends_a_text(model):
     _, _, path = model
     import llama_cpp
@@ -174,6 +202,13 @@ BAD = {
     "merge of strangers": (edit(["model", "merges"], [["a", "zz9"]]), "is no merge of two tokens"),
     "merge to nothing": (edit(["model", "merges"], ["\u0100 \u0100"]), "makes no token"),
     "added": (edit(["added_tokens", 0], {"id": "1"}), "added_tokens is broken"),
+    "stripping": (edit(["added_tokens", 0, "lstrip"], True), "lstrip of '<|begin_of_text|>'"),
+    "suffix": (edit(["model", "end_of_word_suffix"], "</w>"), "end_of_word_suffix must be null"),
+    "dropout": (edit(["model", "dropout"], 0.1), "dropout must be null"),
+    "another bos": (
+        edit(["post_processor", "special_tokens", "<|begin_of_text|>", "ids"], [5]),
+        "no added token for '<|begin_of_text|>'",
+    ),
     "two before": (
         edit(TEMPLATE, [{"SpecialToken": {"id": "a"}}] * 2 + [{"Sequence": {"id": "A"}}]),
         "more than one token",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,22 @@ def fields(path: Path) -> dict[str, Any]:
 R1_REFUSALS = [
     ({"num_local_experts": 16, "moe_layers": [0]}, "num_local_experts must be 0"),
     ({"num_local_experts": ..., "moe_layers": ...}, "num_local_experts must be 0"),
-    ({"use_qk_norm": ...}, "use_qk_norm is missing (--set use_qk_norm=VALUE supplies it)"),
+    (
+        {"use_qk_norm": ...},
+        "use_qk_norm is missing (mobilellm convert --set use_qk_norm=VALUE supplies it)",
+    ),
     ({"use_qk_norm": "yes"}, "use_qk_norm must be true or false"),
     ({"no_rope_layers": ...}, "no_rope_layers is missing"),
     ({"no_rope_layers": [1, 1]}, "no_rope_layers must be a list of 3"),
     ({"no_rope_layers": [1, 2, 1]}, "no_rope_layers must hold 0 and 1 only, not 2"),
     ({"rope_theta": ...}, "rope_theta is missing"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_scaling must be absent"),
+    (
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 8}}},
+        "rope_parameters must hold rope_theta, rope_type, type, factor, partial_rotary_factor only",
+    ),
+    ({"rope_parameters": {"rope_theta": 8e6, "high_freq_factor": 4}}, "not 'high_freq_factor'"),
+    ({"vocab_size": 1 << 22}, "vocab_size must be a whole number from 1 to 1048576"),
     ({"intermediate_size_mlp": ...}, "intermediate_size_mlp is missing"),
     ({"attn_temperature_tuning": True, "no_rope_layers": [1, 0, 1]}, "attn_temperature_tuning"),
     ({"attn_temperature_tuning": ..., "no_rope_layers": [1, 0, 1]}, "attn_temperature_tuning"),
@@ -110,13 +120,11 @@ def test_pro_says_what_it_computes_or_a_setting_does(tmp_path, field):
     whole = make_pro(tmp_path / "a", **said)
     checkpoint = make_pro(tmp_path / "b", **said, nested=True)
     path = checkpoint / "config.json"
-    import json
-
     config = json.loads(path.read_text())
     value = config["text_config"].pop(field)
     path.write_text(json.dumps(config))
     message = refusal(checkpoint, tmp_path / "m.gguf")
-    assert f"{field} is missing (--set {field}=VALUE supplies it)" in message
+    assert f"{field} is missing (mobilellm convert --set {field}=VALUE supplies it)" in message
     convert_checkpoint(whole, tmp_path / "a.gguf")
     convert_checkpoint(checkpoint, tmp_path / "b.gguf", settings={field: value})
     assert fields(tmp_path / "a.gguf") == fields(tmp_path / "b.gguf")
@@ -153,3 +161,23 @@ def test_a_setting_overrides_what_the_file_says(tmp_path):
     checkpoint = make_r1(tmp_path / "c")
     convert_checkpoint(checkpoint, tmp_path / "m.gguf", settings={"rope_theta": 1234})
     assert fields(tmp_path / "m.gguf")["rope.freq_base"] == 1234
+
+
+def test_layer_sharing_of_an_r1(tmp_path):
+    report = convert_checkpoint(make_r1(tmp_path / "c", layer_sharing=True), tmp_path / "m.gguf")
+    assert report.schedule == (0, 0, 1, 1, 2, 2)
+
+
+def test_a_config_whose_class_is_named_inside(tmp_path):
+    checkpoint = make_pro(tmp_path / "c", nested=True, num_local_experts=None)
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["architectures"] = config.pop("architectures")
+    path.write_text(json.dumps(config))
+    convert_checkpoint(checkpoint, tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("name", ["tie_word_embeddings", "share_embedding"])
+def test_a_setting_that_decides_nothing_more_is_read(tmp_path, name):
+    checkpoint = make_checkpoint(tmp_path / "c")
+    convert_checkpoint(checkpoint, tmp_path / "m.gguf", settings={name: True})

@@ -231,7 +231,6 @@ def test_fetch(hub: Hub, tmp_path: Path) -> None:
         "added_tokens.json": '{"<extra>": 511}',
         "chat_template.jinja": "{{ messages[0].content }}",
         "generation_config.json": '{"eos_token_id": 2}',
-        "special_tokens_map.json": '{"eos_token": "</s>"}',
         "tokenizer.json": "{}",
     }
     for name, text in further.items():

@@ -100,7 +100,7 @@ def test_no_space_prefix(tmp_path: Path) -> None:
     [
         ({}, None, None),
         ({"chat_template": "A"}, None, "A"),
-        ({"chat_template": "A"}, "B", "A"),
+        ({"chat_template": "A"}, "B", "B"),
         ({}, "B\u00e9", "B\u00e9"),
         (
             {"chat_template": [{"name": "tool", "template": "T"}]

@@ -96,3 +96,15 @@ def test_refusals(place):
         verify(place / "tiny.gguf", "nothing/here/at-all")
     with pytest.raises(ModelError):
         verify(place / "text", place / "tiny")
+
+
+def test_a_folder_is_no_file_to_give_a_schedule_for(place):
+    done = run(place, "verify", "tiny", "tiny", "--schedule", "reverse")
+    assert done.returncode == 1 and "tiny is no file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_deep_setting_is_a_string(place):
+    done = run(place, "convert", "tiny", "-o", "x.gguf", "--set", "rope_theta=" + "[" * 50000)
+    assert done.returncode == 1 and "rope_theta must be a number" in done.stderr
+    assert "Traceback" not in done.stderr

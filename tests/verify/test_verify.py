@@ -8,6 +8,7 @@ from checkpoints import (
     make_checkpoint,
     make_pro,
     make_r1,
+    mixed_lines,
     random_tensor,
     tensor_shapes,
     tokenizer_model,
@@ -16,7 +17,7 @@ from gguf import GGMLQuantizationType, GGUFReader, quantize
 from gguf_edit import ARRAY, BOOL, F32, STRING, U32, rewrite
 from lattices import WIDTHS, pareto
 
-from mobilellm_cpp import CheckpointError, ModelError, convert_checkpoint
+from mobilellm_cpp import CheckpointError, ModelError, convert_checkpoint, tokenizer_check
 from mobilellm_cpp.gguf_file import open_gguf
 from mobilellm_cpp.tokenizer_check import TEXT
 from mobilellm_cpp.verification import NOISE_FACTOR, verify
@@ -383,3 +384,54 @@ def test_an_exact_file_passes(width, tmp_path):
     heads = planted(path, tmp_path / "w.gguf", swap_heads(path))
     (tensor,) = [t for t in check(heads, checkpoint, text=TEXT[:99]).tensors if t.outside]
     assert tensor.name == "blk.1.attn_q.weight" and tensor.outside > 32 * 128
+
+    # two heads change places in the file itself, for gguf-py does not know Q2_0
+    with open_gguf(path) as file:
+        (q,) = [tensor for tensor in file.tensors() if tensor.name == "blk.1.attn_q.weight"]
+    data = path.read_bytes()
+    one, other, end = (q.start + head * q.n_bytes // 4 for head in range(3))
+    (tmp_path / "w.gguf").write_bytes(data[:one] + data[other:end] + data[one:other] + data[end:])
+    (tensor,) = [t for t in check(tmp_path / "w.gguf", checkpoint).tensors if t.outside]
+    assert tensor.name == q.name and tensor.outside > q.n_elements / 16
+
+
+def test_an_end_that_the_tokenizer_names_beside_the_config(tmp_path):
+    checkpoint = make_r1(tmp_path / "r1", eos_token_id=505, **SHAPE)
+    assert check(converted(checkpoint, "f16"), checkpoint).ok
+
+
+def test_a_byte_level_tokenizer_goes_before_tokenizer_model(tmp_path):
+    checkpoint = make_r1(tmp_path / "r1", **SHAPE)
+    (checkpoint / "tokenizer.model").write_bytes(tokenizer_model(512))
+    assert check(converted(checkpoint, "f16"), checkpoint).ok
+
+
+def test_chunks_that_hold_a_short_context(tmp_path):
+    chunks = {"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 2048}
+    checkpoint = make_r1(tmp_path / "r1", **chunks, **SHAPE)
+    assert check(converted(checkpoint, "f16"), checkpoint).ok
+
+
+@pytest.mark.parametrize(
+    "edit, part",
+    [
+        ({"tokenizer.ggml.add_eos_token": (True, BOOL)}, "tokens of 'Hello world'"),
+        ({"tokenizer.chat_template": ("{{ messages }}", STRING)}, "the chat template is not"),
+    ],
+)
+def test_a_fault_in_what_surrounds_a_text_fails(edit, part, shared, tmp_path):
+    path = rewrite(converted(shared, "f16"), tmp_path / "bad.gguf", edit)
+    assert any(part in failure for failure in check(path, shared).failures)
+
+
+def test_a_setting_that_nothing_reads_is_refused(shared):
+    with pytest.raises(CheckpointError, match="nonsense is no field that this model reads"):
+        check(converted(shared, "f16"), shared, settings={"nonsense": 1})
+
+
+def test_a_portable_pro_of_a_vocabulary_that_stock_cuts_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_check, "TEXTS", ("Hello world", *mixed_lines()[:20]))
+    checkpoint = make_pro(tmp_path / "pro", qk_norm=False, vocab=900, **SHAPE)
+    convert_checkpoint(checkpoint, tmp_path / "m.gguf", portable=True)
+    found = check(tmp_path / "m.gguf", checkpoint)
+    assert found.ok and found.tokenizer.alike < found.tokenizer.texts
