@@ -57,7 +57,9 @@ struct segment {
 
     // (?i:'s|'t|'re|'ve|'m|'ll|'d)?
     size_t contraction(size_t at) const {
-        const auto letter = [&](size_t i) { return at + i >= size ? 0 : text[at + i] == 0x17f ? 's' : text[at + i] | 0x20; };
+        const auto letter = [&](size_t i) {
+            return at + i >= size ? 0 : text[at + i] == 0x17f ? 's' : text[at + i] | 0x20;
+        };
         if (!is(at, "'")) {
             return at;
         }
