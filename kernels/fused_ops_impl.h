@@ -47,7 +47,9 @@ template <typename L, template <typename> class Reader>
 inline void prefetch_row(const attention_shard & a, const head_cache & cache, int64_t i) {
     const uint8_t * row = cache.data + a.cells[i < a.n_cells ? i : a.n_cells - 1] * cache.cell;
     for (int64_t offset = 0; offset < a.n_embd_head * Reader<L>::bits / 8; offset += 64) {
+#ifdef __GNUC__
         __builtin_prefetch(row + offset);
+#endif
     }
 }
 

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -167,7 +168,7 @@ packed_buffer & context_of(ggml_backend_buffer_t buffer) {
 
 void free_buffer(ggml_backend_buffer_t buffer) {
     packed_buffer * context = &context_of(buffer);
-    std::free(context->memory);
+    ::operator delete[](context->memory, std::align_val_t(HUGE_PAGE));
     delete context;
 }
 
@@ -243,7 +244,7 @@ const char * get_name(ggml_backend_buffer_type_t) {
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
     const size_t whole  = (size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    auto *       memory = static_cast<uint8_t *>(std::aligned_alloc(HUGE_PAGE, whole));
+    auto *       memory = static_cast<uint8_t *>(::operator new[](whole, std::align_val_t(HUGE_PAGE), std::nothrow));
     if (!memory) {
         return nullptr;
     }

@@ -5,6 +5,10 @@
 #include <algorithm>
 #include <cstring>
 
+#ifdef MOBILELLM_AVX2
+#include <cpuid.h>
+#endif
+
 namespace mobilellm {
 
 namespace {
@@ -177,6 +181,12 @@ void unpack_row(const matrix & m, int64_t row, float * out) {
 // Asked here, since the files of the kernels may hold instructions that the processor lacks anywhere.
 #ifdef MOBILELLM_AVX2
 extern const kernels avx2_kernels;
+
+// __builtin_cpu_supports does not know it in every compiler.
+static bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
 #endif
 #ifdef MOBILELLM_AVX512VNNI
 extern const kernels avx512vnni_kernels;
@@ -184,7 +194,8 @@ extern const kernels avx512vnni_kernels;
 
 const kernels * avx2() {
 #ifdef MOBILELLM_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+        __builtin_cpu_supports("bmi2") && has_f16c()) {
         return &avx2_kernels;
     }
 #endif
@@ -194,8 +205,8 @@ const kernels * avx2() {
 const kernels * avx512vnni() {
 #ifdef MOBILELLM_AVX512VNNI
     if (avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512vnni")) {
+        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
         return &avx512vnni_kernels;
     }
 #endif

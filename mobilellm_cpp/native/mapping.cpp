@@ -2,13 +2,13 @@
 
 #include <cstdint>
 
-#ifdef __unix__
+#if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
 
 void mobilellm_release_mapped(const void * data, size_t size) {
-#ifdef __unix__
+#if defined(__unix__) || defined(__APPLE__)
     const auto page  = uintptr_t(sysconf(_SC_PAGESIZE));
     const auto first = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
     const auto end   = (reinterpret_cast<uintptr_t>(data) + size) / page * page;

@@ -10,8 +10,8 @@ import pytest
 # what a processor must have (as /proc/cpuinfo names it) for each set of kernels
 NEEDS = {
     "scalar": set(),
-    "avx2": {"avx2", "fma", "bmi2"},
-    "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+    "avx2": {"avx2", "fma", "bmi1", "bmi2", "f16c"},
+    "avx512vnni": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"},
 }
 
 
