@@ -6,6 +6,7 @@
 #include "barrier.h"
 #include "fused_ops.h"
 #include "kernels.h"
+#include "packed_buffer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -413,6 +414,8 @@ void run(ggml_tensor * dst, int ith, int nth, void * step) {
 }  // namespace mobilellm
 
 void * mobilellm_proc_address(const char * name) {
-    static const mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy, mobilellm::run };
-    return std::strcmp(name, "mobilellm_fused") == 0 ? const_cast<mobilellm::fused_interface *>(&fused) : nullptr;
+    static mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy, mobilellm::run };
+    const bool                        wanted =
+        std::strcmp(name, "mobilellm_fused") == 0 && mobilellm_kernels_wanted() == mobilellm_kernels::all;
+    return wanted ? &fused : nullptr;
 }

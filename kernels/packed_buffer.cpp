@@ -13,6 +13,8 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -312,13 +314,28 @@ matrix as_matrix(const ggml_tensor * tensor) {
 
 }  // namespace mobilellm
 
+mobilellm_kernels mobilellm_kernels_wanted() {
+    static const mobilellm_kernels wanted = [] {
+        const char *      value   = std::getenv("MOBILELLM_KERNELS");
+        const std::string setting = value ? value : "";
+        if (setting == "" || setting == "1") {
+            return mobilellm_kernels::all;
+        }
+        if (setting == "pack") {
+            return mobilellm_kernels::pack;
+        }
+        if (setting != "0") {
+            throw std::runtime_error("MOBILELLM_KERNELS is '" + setting + "', not 0, pack or 1");
+        }
+        return mobilellm_kernels::none;
+    }();
+    return wanted;
+}
+
 ggml_backend_buffer_type_t mobilellm_packed_buffer_type() {
     using namespace mobilellm;
 
-    static const bool wanted = [] {
-        const char * setting = std::getenv("MOBILELLM_KERNELS");
-        return !(setting && std::strcmp(setting, "0") == 0) && &best() != &scalar();
-    }();
+    static const bool wanted = mobilellm_kernels_wanted() != mobilellm_kernels::none && &best() != &scalar();
     static ggml_backend_buffer_type type = {
         { get_name, alloc_buffer, get_alignment, /*get_max_size*/ nullptr, get_alloc_size, /*is_host*/ nullptr },
         ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),

@@ -6,5 +6,11 @@
 
 #include "ggml-backend.h"
 
-// nullptr where this processor has no kernels but the scalar ones, or $MOBILELLM_KERNELS is 0.
+// nullptr where this processor has no kernels but the scalar ones, or where they are turned off.
 ggml_backend_buffer_type_t mobilellm_packed_buffer_type();
+
+// What $MOBILELLM_KERNELS asks for, read once a process: unset, empty or 1 all, pack the packed weights without the
+// node of fused.h, 0 nothing. Throws std::runtime_error on anything else, while the first model loads.
+enum class mobilellm_kernels { none, pack, all };
+
+mobilellm_kernels mobilellm_kernels_wanted();

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import checkpoints`, `import stock`
+os.environ.pop("MOBILELLM_KERNELS", None)  # read once a process
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <set>
-#include <string_view>
 
 namespace {
 
@@ -28,11 +26,6 @@ const fused_interface * fused_kernels() {
                    : nullptr;
     }();
     return kernels;
-}
-
-bool turned_off() {
-    const char * value = std::getenv("MOBILELLM_KERNELS");
-    return value && (value == std::string_view("0") || value == std::string_view("pack"));
 }
 
 // A Llama as its simplest: nine tensors a block and nothing else, all layers alike.
@@ -70,7 +63,7 @@ bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
     const bool seen =
         c.embeddings || c.embeddings_nextn || (c.cb_eval && c.cb_eval != mobilellm_at_final_norm) ||
         std::find(c.embeddings_layer_inp.begin(), c.embeddings_layer_inp.end(), true) != c.embeddings_layer_inp.end();
-    if (!step || seen || !c.causal_attn || c.training || c.yarn_ext_factor != 0.0f || turned_off() ||
+    if (!step || seen || !c.causal_attn || c.training || c.yarn_ext_factor != 0.0f ||
         (params.loras && !params.loras->empty())) {
         return false;
     }

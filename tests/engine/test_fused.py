@@ -1,16 +1,18 @@
 """Decoding token by token in one graph node: the same model as the ordinary graph's.
 
-MOBILELLM_KERNELS=pack leaves the fused node out, in the same process: two runs that are equal bit
-for bit used the same graph. Single logits differ between any two orders of summation (int8
+Somebody who watches the nodes gets the ordinary graph: two runs that are equal bit for bit used
+the same graph. Single logits differ between any two orders of summation (int8
 roundings flip), so models are compared by KL divergence and perplexity, as in test_packed.py.
 """
 
 import ctypes
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -28,9 +30,9 @@ NOISE = 0.05  # of such a random model's logits, by flipped roundings; a wrong c
 TOKENS = np.random.default_rng(1).integers(3, 512, 90).tolist()
 
 
-@pytest.fixture(autouse=True)
-def default_kernels(monkeypatch):
-    monkeypatch.delenv("MOBILELLM_KERNELS", raising=False)
+@llama_cpp.ggml_backend_sched_eval_callback
+def watch(tensor, ask, data):
+    return False
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def ordinary(monkeypatch):
 
     def call(function, *arguments, **keywords):
         with monkeypatch.context() as patch:
-            patch.setenv("MOBILELLM_KERNELS", "pack")
+            patch.setitem(Session.defaults, "cb_eval", watch)
             return function(*arguments, **keywords)
 
     return call
@@ -66,11 +68,12 @@ def files(tmp_path_factory):
 class Session:
     """A context of its own over a loaded model, decoding one token at a time."""
 
+    defaults: ClassVar = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "flash_attn_type": 1}
+
     def __init__(self, llm: MobileLLM, **params: object) -> None:
         self.llm = llm
         values = llama_cpp.llama_context_default_params()
-        defaults = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "flash_attn_type": 1}
-        for name, value in {**defaults, **params}.items():
+        for name, value in {**self.defaults, **params}.items():
             setattr(values, name, value)
         self.ctx = llama_cpp.llama_init_from_model(llm.model, values)
         assert self.ctx
@@ -431,3 +434,42 @@ def test_somebody_who_watches_sees_every_node(files, ordinary):
     watched = decode(files["llama"], TOKENS[:5], cb_eval=watch)
     assert np.array_equal(watched, ordinary(decode, files["llama"], TOKENS[:5]))
     assert len(asked) > 5 * 3 * 10  # nodes of three layers
+
+
+SETTING = """
+import json, sys
+import numpy as np
+folders, path, tokens = json.loads(sys.argv[1])
+sys.path[:0] = folders
+from test_fused import decode
+np.save(sys.stdout.buffer, decode(path, tokens))
+"""
+
+
+def with_setting(value, path):
+    """Logits from a process of its own, or its last line of errors."""
+    tests = Path(__file__).resolve().parents[1]
+    arguments = json.dumps([[str(tests), str(tests / "engine")], str(path), TOKENS[:5]])
+    done = subprocess.run(
+        [sys.executable, "-c", SETTING, arguments],
+        env={**os.environ, "MOBILELLM_KERNELS": value}, capture_output=True, cwd="/",
+    )  # fmt: skip
+    if done.returncode:
+        return done.stderr.decode().splitlines()[-1]
+    return np.load(io.BytesIO(done.stdout))
+
+
+def test_the_setting(files, ordinary):
+    path = files["llama"]
+    fused = decode(path, TOKENS[:5])
+    packed = ordinary(decode, path, TOKENS[:5])
+    assert not np.array_equal(fused, packed)
+    for value in ("", "1"):
+        assert np.array_equal(with_setting(value, path), fused)
+    assert np.array_equal(with_setting("pack", path), packed)
+    off = with_setting("0", path)
+    assert not np.array_equal(off, packed) and distance(off, packed) < NOISE
+    for value in ("off", "PACK"):
+        error = with_setting(value, path)
+        assert error.endswith(f"MOBILELLM_KERNELS is '{value}', not 0, pack or 1"), error
+        assert "ModelError" in error
