@@ -14,6 +14,10 @@
 #include <memory>
 #include <new>
 
+#ifdef __unix__
+#include <unistd.h>
+#endif
+
 namespace mobilellm {
 
 namespace {
@@ -32,6 +36,25 @@ struct range {
 // What thread ith of nth does of n items.
 range share(int64_t n, int ith, int nth) {
     return { n * ith / nth, n * (ith + 1) / nth };
+}
+
+// Bytes of this processor's second-level cache, 0 where nobody says.
+int64_t second_level_cache() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return size;
+#else
+    return 0;
+#endif
+}
+
+size_t size_of(const matrix & w) {
+    return packed_size(w.type, w.n_cols, w.n_rows);
+}
+
+// Where a group of a matrix begins.
+const uint8_t * at(const matrix & w, int64_t group) {
+    return w.data + group * group_size(w.type, w.n_cols);
 }
 
 int64_t padded(int64_t n, int64_t to) {
@@ -78,6 +101,7 @@ struct layer {
     int64_t       v_head;
     bool          rope;
     bool          qk_norm;
+    const layer * later;  // in whose turn the weights change, when those of this layer come from the cache
 };
 
 // What a thread keeps to itself.
@@ -116,7 +140,8 @@ class fused_step {
 
   private:
     // the three parts of attention that other threads wait for
-    void project_qkv(const layer & l, const activations * input, const float * rope, int ith, int nth);
+    void project_qkv(const layer & l, const layer * later, const activations * input, const float * rope, int ith,
+                     int nth);
     void attend(const layer & l, const private_arrays & own, int64_t cell, int ith, int nth);
     void ready_for_scores(const layer & l, const float * heads, int64_t n, float * out) const;
     void write_cell(const layer & l, const private_arrays & own, int64_t head, int64_t cell);
@@ -131,6 +156,7 @@ class fused_step {
     std::vector<layer> layers_;
     int64_t            n_group_;
     int64_t            n_scores_;
+    int64_t            block_size_;  // bytes of the matrices of the first block
 
     arena          arena_;
     barrier        barrier_;
@@ -190,8 +216,19 @@ fused_step::fused_step(const fused_model & model) : model_(model) {
                             int64_t(l.k->nb[1]),
                             int64_t(l.v->nb[1]),
                             l.rope,
-                            l.qk_norm });
+                            l.qk_norm,
+                            nullptr });
     }
+    for (size_t il = 1; il + 1 < layers_.size(); ++il) {
+        const auto same = [&](size_t a, size_t b) { return layers_[a].wo.data == layers_[b].wo.data; };
+        if (same(il - 1, il) && !same(il, il + 1)) {
+            layers_[il].later = &layers_[il + 1];
+        }
+    }
+    const layer & block = layers_.front();
+    block_size_         = size_of(block.qkv[0]) + size_of(block.qkv[1]) + size_of(block.qkv[2]) + size_of(block.wo) +
+                  size_of(block.gate) + size_of(block.up) + size_of(block.down);
+
     const int64_t longest = std::max({ m.n_embd, m.n_ff, q_size });
     for (private_arrays & own : private_) {
         arena_.add(own.x, m.n_embd);
@@ -242,9 +279,15 @@ void fused_step::run(ggml_tensor * dst, int ith, int nth) {
     const range blocks = share(m.n_ff / BLOCK, ith, nth);
     const range groups = { blocks.begin * groups_a_block, blocks.end * groups_a_block };
 
+    // What is brought to the cache early must not drive out what is there: a thread's share of a block and half as
+    // much.
+    const bool early = block_size_ / nth * 3 / 2 <= second_level_cache();
+
     for (const layer & l : layers_) {
+        const layer * later = early ? l.later : nullptr;
+
         normalize(own, l.attn_norm);
-        project_qkv(l, own.input, rope, ith, nth);
+        project_qkv(l, later, own.input, rope, ith, nth);
         barrier_.wait(nth);
 
         attend(l, own, cell, ith, nth);
@@ -255,20 +298,24 @@ void fused_step::run(ggml_tensor * dst, int ith, int nth) {
             ops_.hadamard(own.vector, m.n_head * m.n_embd_head, m.v_rotation);
         }
         kernels_.quantize(own.vector, l.wo.n_cols, own.input);
-        kernels_.matvec(l.wo, rows.begin, rows.end, 0, l.wo.n_blocks(), own.input, update_, nullptr);
+        kernels_.matvec(l.wo, rows.begin, rows.end, 0, l.wo.n_blocks(), own.input, update_, at(l.gate, groups.begin),
+                        later ? later->wo.data : nullptr);
         barrier_.wait(nth);
 
         ops_.add(own.x, update_, m.n_embd);
         normalize(own, l.ffn_norm);
-        kernels_.matvec(l.gate, groups.begin, groups.end, 0, l.gate.n_blocks(), own.input, gate_, nullptr);
-        kernels_.matvec(l.up, groups.begin, groups.end, 0, l.up.n_blocks(), own.input, up_, nullptr);
+        kernels_.matvec(l.gate, groups.begin, groups.end, 0, l.gate.n_blocks(), own.input, gate_,
+                        at(l.up, groups.begin), later ? later->gate.data : nullptr);
+        kernels_.matvec(l.up, groups.begin, groups.end, 0, l.up.n_blocks(), own.input, up_, at(l.down, rows.begin),
+                        later ? later->up.data : nullptr);
         const int64_t first = blocks.begin * BLOCK;
         const int64_t n     = (blocks.end - blocks.begin) * BLOCK;
         ops_.silu_mul(gate_ + first, up_ + first, n, own.vector);
         kernels_.quantize(own.vector, n, hidden_ + blocks.begin);
         barrier_.wait(nth);
 
-        kernels_.matvec(l.down, rows.begin, rows.end, 0, l.down.n_blocks(), hidden_, update_, nullptr);
+        kernels_.matvec(l.down, rows.begin, rows.end, 0, l.down.n_blocks(), hidden_, update_, nullptr,
+                        later ? later->down.data : nullptr);
         barrier_.wait(nth);
         ops_.add(own.x, update_, m.n_embd);
     }
@@ -298,7 +345,8 @@ void fused_step::normalize(const private_arrays & own, const float * weight) con
     kernels_.quantize(own.vector, model_.n_embd, own.input);
 }
 
-void fused_step::project_qkv(const layer & l, const activations * input, const float * rope, int ith, int nth) {
+void fused_step::project_qkv(const layer & l, const layer * later, const activations * input, const float * rope,
+                             int ith, int nth) {
     const int64_t n_embd_head = model_.n_embd_head;
 
     const int64_t all  = l.qkv[0].n_groups() + l.qkv[1].n_groups() + l.qkv[2].n_groups();
@@ -310,8 +358,10 @@ void fused_step::project_qkv(const layer & l, const activations * input, const f
         const int64_t end   = std::min(mine.end - first, w.n_groups());
         float *       y     = qkv_ + first * GROUP;
         if (begin < end) {
-            kernels_.matvec(w, begin, end, 0, w.n_blocks(), input, y, nullptr);
-            if (l.rope && &w != &l.qkv[2]) {
+            const int       i    = int(&w - l.qkv);
+            const uint8_t * next = i < 2 && end == w.n_groups() ? l.qkv[i + 1].data : nullptr;
+            kernels_.matvec(w, begin, end, 0, w.n_blocks(), input, y, next, later ? later->qkv[i].data : nullptr);
+            if (l.rope && i < 2) {
                 for (int64_t i = begin * GROUP; i < end * GROUP; i += 2) {
                     const float cos = rope[i % n_embd_head];
                     const float sin = rope[i % n_embd_head + 1];

@@ -134,7 +134,7 @@ void packed_tensor::mul_mat(const ggml_compute_params & params, ggml_tensor * op
     const int64_t g0 = first_group(ith, nth);
     const int64_t g1 = first_group(ith + 1, nth);
     if (n_tokens == 1) {
-        k.matvec(m, g0, g1, 0, m.n_blocks(), quantized(0), y, follows);
+        k.matvec(m, g0, g1, 0, m.n_blocks(), quantized(0), y, follows, nullptr);
     } else if (n_tokens < 8 * nth || m.n_groups() >= 4 * nth) {
         k.matmat(m, g0, g1, quantized(0), n_tokens, y, m.n_rows, follows);
     } else {  // few rows for so many threads: share the tokens instead

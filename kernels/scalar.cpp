@@ -53,7 +53,7 @@ int weight(ggml_type type, const uint8_t * quants, int64_t block, int64_t col, i
 }
 
 void matvec(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q, float * y,
-            const void *) {
+            const void *, const uint8_t *) {
     const int64_t per_scale = m.type == GGML_TYPE_Q2_0 ? 2 : 1;  // blocks of activations
     const size_t  quants_at = (m.n_blocks() / per_scale * GROUP * 2 + 63) / 64 * 64;
 
@@ -79,7 +79,7 @@ void matmat(const matrix & m, int64_t g0, int64_t g1, const activations * q, int
             int64_t stride, const void * next) {
     for (int64_t t = 0; t < n_tokens; ++t) {
         const auto * row = reinterpret_cast<const uint8_t *>(q) + t * activation_size(m.n_cols);
-        matvec(m, g0, g1, 0, m.n_blocks(), reinterpret_cast<const activations *>(row), y + t * stride, next);
+        matvec(m, g0, g1, 0, m.n_blocks(), reinterpret_cast<const activations *>(row), y + t * stride, next, nullptr);
     }
 }
 

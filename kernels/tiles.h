@@ -16,7 +16,7 @@ namespace mobilellm {
 
 namespace {
 
-constexpr int64_t AHEAD = 2048;  // bytes between what is read and what is prefetched
+constexpr int64_t AHEAD = 4096;  // bytes between what is read and what is prefetched
 
 // How many bytes hold the quants of a pair of blocks (64 columns) of a group, and how many its scales.
 template <ggml_type TYPE>
@@ -37,9 +37,10 @@ struct part {
     const uint8_t * next_scales;  // of the next group
     int64_t         ahead;        // bytes to prefetch ahead of quants; past the part they lie
     int64_t         skip;         // so many bytes further on
+    int64_t         later;        // from here to the same place of another matrix, 0: none
 };
 
-// Prefetches what stands `ahead` of pair i.
+// Prefetches what stands `ahead` of pair i, and the first quarter of the same pair of the later matrix.
 template <ggml_type TYPE>
 MOBILELLM_INLINE void prefetch(const part & p, int64_t i) {
     constexpr int64_t bytes = pair_bytes<TYPE>();
@@ -49,6 +50,12 @@ MOBILELLM_INLINE void prefetch(const part & p, int64_t i) {
         _mm_prefetch(line + offset, _MM_HINT_T0);
     }
     _mm_prefetch(reinterpret_cast<const char *>(p.next_scales) + i * scale_bytes<TYPE>(), _MM_HINT_T0);
+    if (p.later) {
+        const auto * there = reinterpret_cast<const char *>(p.quants) + p.later + i * bytes;
+        for (int64_t offset = 0; offset < bytes / 4; offset += 64) {
+            _mm_prefetch(there + offset, _MM_HINT_T1);
+        }
+    }
 }
 
 template <class ISA, ggml_type TYPE, int T>
@@ -69,7 +76,7 @@ MOBILELLM_INLINE void tiles(const part & p, int64_t n, const uint8_t * q, size_t
 
 template <class ISA, ggml_type TYPE>
 void multiply(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * activation,
-              int64_t n_tokens, float * y, int64_t stride, const void * next) {
+              int64_t n_tokens, float * y, int64_t stride, const void * next, const uint8_t * later) {
     constexpr int64_t bytes = pair_bytes<TYPE>();
 
     const size_t  q_size      = activation_size(m.n_cols);
@@ -95,6 +102,7 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, 
             p.n_pairs     = n_pairs;
             p.next_scales = last ? p.scales : p.scales + size;
             p.ahead       = part_bytes < AHEAD ? part_bytes : AHEAD;
+            p.later       = later ? later - m.data : 0;
             p.skip        = last ? 0 : int64_t(size) - part_bytes;
             if (last) {  // `next`, or once more what has just been read
                 const auto * follows = next ? static_cast<const uint8_t *>(next) : p.quants;
@@ -111,27 +119,27 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, 
 
 template <class ISA>
 void matmat_columns(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q,
-                    int64_t n_tokens, float * y, int64_t stride, const void * next) {
+                    int64_t n_tokens, float * y, int64_t stride, const void * next, const uint8_t * later) {
     switch (m.type) {
         case GGML_TYPE_Q4_0:
-            return multiply<ISA, GGML_TYPE_Q4_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next);
+            return multiply<ISA, GGML_TYPE_Q4_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next, later);
         case GGML_TYPE_Q8_0:
-            return multiply<ISA, GGML_TYPE_Q8_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next);
+            return multiply<ISA, GGML_TYPE_Q8_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next, later);
         default:
-            return multiply<ISA, GGML_TYPE_Q2_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next);
+            return multiply<ISA, GGML_TYPE_Q2_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next, later);
     }
 }
 
 template <class ISA>
 void matvec(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q, float * y,
-            const void * next) {
-    matmat_columns<ISA>(m, g0, g1, b0, b1, q, 1, y, 0, next);
+            const void * next, const uint8_t * later) {
+    matmat_columns<ISA>(m, g0, g1, b0, b1, q, 1, y, 0, next, later);
 }
 
 template <class ISA>
 void matmat(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
             int64_t stride, const void * next) {
-    matmat_columns<ISA>(m, g0, g1, 0, m.n_cols / BLOCK, q, n_tokens, y, stride, next);
+    matmat_columns<ISA>(m, g0, g1, 0, m.n_cols / BLOCK, q, n_tokens, y, stride, next, nullptr);
 }
 
 }  // namespace

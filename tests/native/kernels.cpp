@@ -243,14 +243,14 @@ void check(const kernels & k, const block_shape & shape, int64_t n_cols, int64_t
         const auto * one = reinterpret_cast<const activations *>(&q[t * activation_size(n_cols)]);
 
         std::vector<float> y(n_rows, -1.0f);
-        k.matvec(m, 0, m.n_groups(), 0, m.n_blocks(), one, y.data(), nullptr);
+        k.matvec(m, 0, m.n_groups(), 0, m.n_blocks(), one, y.data(), nullptr, nullptr);
         if (std::memcmp(y.data(), &got[t * n_rows], n_rows * sizeof(float)) != 0) {
             fail(what + ": matvec differs from matmat");
         }
         const int64_t b0 = m.n_blocks() / 4 * 2;  // a shard of the columns
-        k.matvec(m, middle, m.n_groups(), b0, m.n_blocks(), one, y.data(), rows.data());
+        k.matvec(m, middle, m.n_groups(), b0, m.n_blocks(), one, y.data(), rows.data(), m.data);
         std::vector<float> part(n_rows, -1.0f);
-        scalar().matvec(m, 0, m.n_groups(), b0, m.n_blocks(), one, part.data(), nullptr);
+        scalar().matvec(m, 0, m.n_groups(), b0, m.n_blocks(), one, part.data(), nullptr, nullptr);
         const int64_t first = middle * GROUP;
         compare(what + ", columns", &y[first], &part[first], &scale[t * n_rows + first], n_rows - first);
     }
