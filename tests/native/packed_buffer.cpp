@@ -1,5 +1,8 @@
 // The buffer type of packed weights as ggml's scheduler sees it: which operations it takes, what they give compared
-// with ggml's own kernels, on any number of threads. Prints a line; the first mismatch ends it with exit code 1.
+// with ggml's own kernels, on any number of threads; and the step of fused.h on any number of threads. Prints a line;
+// the first mismatch ends it with exit code 1.
+
+#include "fused.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
@@ -13,6 +16,8 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -147,6 +152,126 @@ void test_products(ggml_backend_t backend, const weights & w, const std::string 
     }
 }
 
+// Two layers, one with the norm of q and k, over a cache of random cells.
+struct small_model {
+    static constexpr int64_t n_embd = 128, n_head = 4, n_head_kv = 2, n_embd_head = 32, n_ff = 192, n_cells = 4352;
+
+    explicit small_model(ggml_backend_buffer_type_t type) {
+        const int64_t n_kv = n_head_kv * n_embd_head;
+        for (int il = 0; il < 2; ++il) {
+            fused_layer_of(il ? GGML_TYPE_Q8_0 : GGML_TYPE_Q4_0, n_kv);
+        }
+        fused.output_norm = vector(GGML_TYPE_F32, n_embd);
+        embedding         = vector(GGML_TYPE_F32, n_embd);
+        output            = vector(GGML_TYPE_F32, n_embd);
+        position          = vector(GGML_TYPE_I32, 1);
+        cell              = vector(GGML_TYPE_I64, 1);
+        mask              = vector(GGML_TYPE_F32, n_cells);
+        buffers.push_back(allocate(matrices, type));
+        buffers.push_back(allocate(rest, ggml_backend_cpu_buffer_type()));
+        for (ggml_context * ctx : { matrices.get(), rest.get() }) {
+            for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+                fill(t);
+            }
+        }
+        ggml_tensor * sources[] = { embedding, position, cell, mask };
+        std::copy(sources, sources + 4, output->src);
+
+        fused.n_embd           = n_embd;
+        fused.n_ff             = n_ff;
+        fused.n_head           = n_head;
+        fused.n_head_kv        = n_head_kv;
+        fused.n_embd_head      = n_embd_head;
+        fused.n_kv             = n_cells;
+        fused.kv_size          = n_cells;
+        fused.eps              = 1e-5f;
+        fused.kq_scale         = 1.0f / std::sqrt(float(n_embd_head));
+        fused.rope_freq_base   = 1e4f;
+        fused.rope_freq_scale  = 1.0f;
+        fused.rope_attn_factor = 1.0f;
+        fused.k_rotation       = 0;
+        fused.v_rotation       = 0;
+    }
+
+    ggml_tensor * vector(ggml_type type, int64_t n) { return ggml_new_tensor_1d(rest.get(), type, n); }
+
+    void fused_layer_of(ggml_type type, int64_t n_kv) {
+        const auto matrix = [&](int64_t n_cols, int64_t n_rows) {
+            return ggml_new_tensor_2d(matrices.get(), type, n_cols, n_rows);
+        };
+        const auto cache = [&] {
+            return ggml_new_tensor_3d(rest.get(), GGML_TYPE_F16, n_embd_head, n_head_kv, n_cells);
+        };
+        const bool norm = type == GGML_TYPE_Q8_0;
+        fused.layers.push_back({ vector(GGML_TYPE_F32, n_embd), matrix(n_embd, n_embd), matrix(n_embd, n_kv),
+                                 matrix(n_embd, n_kv), matrix(n_embd, n_embd), vector(GGML_TYPE_F32, n_embd),
+                                 matrix(n_embd, n_ff), matrix(n_embd, n_ff), matrix(n_ff, n_embd), cache(), cache(),
+                                 true, norm });
+    }
+
+    static void fill(ggml_tensor * t) {
+        std::vector<float>   x = normals(ggml_nelements(t));
+        std::vector<uint8_t> rows(ggml_nbytes(t));
+        if (t->type == GGML_TYPE_F32) {
+            std::memcpy(rows.data(), x.data(), rows.size());
+        } else if (t->type == GGML_TYPE_F16) {
+            ggml_fp32_to_fp16_row(x.data(), reinterpret_cast<ggml_fp16_t *>(rows.data()), x.size());
+        } else if (ggml_is_quantized(t->type)) {
+            std::for_each(x.begin(), x.end(), [](float & value) { value *= 0.05f; });
+            ggml_quantize_chunk(t->type, x.data(), rows.data(), 0, t->ne[1], t->ne[0], nullptr);
+        }
+        ggml_backend_tensor_set(t, rows.data(), 0, rows.size());
+    }
+
+    context                matrices = new_context(), rest = new_context();
+    std::vector<buffer>    buffers;
+    mobilellm::fused_model fused;
+    ggml_tensor *          embedding;
+    ggml_tensor *          output;
+    ggml_tensor *          position;
+    ggml_tensor *          cell;
+    ggml_tensor *          mask;
+};
+
+void test_fused_step(ggml_backend_buffer_type_t type) {
+    const auto dev  = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    const auto kept = static_cast<const mobilellm::fused_interface *>(
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "mobilellm_fused"));
+    check(kept != nullptr, "no fused step");
+
+    const small_model       model(type);
+    mobilellm::fused_step * step = kept->create(model.fused);
+    check(step != nullptr, "the fused step does not know the model");
+
+    // one shard of attention, some, as many as there can be, more cells than those hold by the least
+    for (const int64_t n_seen : { 1, 70, 513, 1025, 4352 }) {
+        float *       mask = static_cast<float *>(model.mask->data);
+        const int64_t own  = n_seen / 2;
+        std::fill(mask, mask + model.n_cells, -INFINITY);
+        std::fill(mask, mask + n_seen, 0.0f);
+        *static_cast<int64_t *>(model.cell->data)     = own;
+        *static_cast<int32_t *>(model.position->data) = int32_t(n_seen);
+
+        std::vector<float> one;
+        for (const int n_threads : { 1, 2, 3, 5, 8, 13 }) {
+            std::vector<std::thread> threads;
+            for (int ith = 0; ith < n_threads; ++ith) {
+                threads.emplace_back([&, ith] { kept->run(model.output, ith, n_threads, step); });
+            }
+            for (std::thread & thread : threads) {
+                thread.join();
+            }
+            const float *            y = static_cast<const float *>(model.output->data);
+            const std::vector<float> got(y, y + model.n_embd);
+            one = n_threads == 1 ? got : one;
+            check(std::all_of(got.begin(), got.end(), [](float value) { return std::isfinite(value); }),
+                  "the fused step gives no numbers");
+            check(got == one, "threads change bits of the fused step over " + std::to_string(n_seen) + " cells");
+        }
+    }
+    kept->destroy(step);
+}
+
 }  // namespace
 
 int main() {
@@ -166,5 +291,6 @@ int main() {
             }
         }
     }
+    test_fused_step(type);
     std::printf("packed: %d cases\n", n_cases);
 }
