@@ -34,8 +34,8 @@ class barrier {
     }
 
   private:
-    // Pauses of 10 to 60 ns: longer than threads that all run ever wait, short against a time slice.
-    static constexpr int patience = 1000;
+    // Pauses of 10 to 60 ns: about as long as threads that all run wait. Longer ones cost when others want the cores.
+    static constexpr int patience = 100;
 
     static void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
