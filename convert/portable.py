@@ -73,7 +73,7 @@ def portable(model: Model) -> Model:
 def stock_architecture(decoder: Decoder) -> str:
     """The architecture of stock llama.cpp that computes what a decoder does."""
     every_rope, sliding = all(decoder.rope), any(decoder.sliding)
-    normed = decoder.qk_norm and (any(decoder.rope) or not decoder.rope)
+    normed = decoder.normed
     if every_rope and not sliding:
         return "qwen3" if normed else "llama"
     if sliding and not normed and (every_rope or any(decoder.rope)):

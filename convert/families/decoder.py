@@ -125,7 +125,7 @@ def decoder_metadata(decoder: Decoder, order: tuple[int, ...]) -> tuple[str, dic
     extra: dict[str, bytes] = {}
     if order != tuple(range(decoder.blocks)):
         extra["block_schedule"] = array_u32(order)
-    if decoder.qk_norm and (any(decoder.rope) or not decoder.rope):
+    if decoder.normed:
         extra["attention.qk_norm"] = boolean(True)
     if not all(decoder.rope):
         extra["attention.rope_pattern"] = array_u32([int(used) for used in decoder.rope])

@@ -38,6 +38,11 @@ class Decoder:
     sliding: tuple[bool, ...] = ()  # whether it sees only the last `window` tokens; empty: none
     window: int = 0
 
+    @property
+    def normed(self) -> bool:
+        """Whether any block norms q and k: only those with RoPE do."""
+        return self.qk_norm and (any(self.rope) or not self.rope)
+
 
 @dataclass(frozen=True)
 class Model:

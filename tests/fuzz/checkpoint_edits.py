@@ -356,7 +356,6 @@ FURTHER_FILES = {
     "added_tokens.json": ['{"<x>": 300}', '{"<x>": -1}', '{"<x>": 5, "<y>": 5}', "[]", '{"": 7}'],
     "chat_template.jinja": ["{{ messages[0].content }}", "\ud800", "{% for", "", "\0"],
     "generation_config.json": ['{"eos_token_id": [2, 3]}', '{"eos_token_id": [1e9, "x"]}', "["],
-    "special_tokens_map.json": ['{"eos_token": "</s>"}', '{"eos_token": 7}', "null"],
     "tokenizer.json": ["{}", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "nul"],
     "model.safetensors": ["", "\0\0\0\0\0\0\0\0", "\2\0\0\0\0\0\0\0{}"],
     "pytorch_model.bin": ["", "PK\3\4", "PK\5\6" + "\0" * 18],
