@@ -165,6 +165,6 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
 }  // namespace
 
 extern const kernels avx2_kernels;
-const kernels        avx2_kernels = { "avx2", quantize, matvec<avx2_isa>, matmat<avx2_isa> };
+const kernels        avx2_kernels = { "avx2", quantize, matmul<avx2_isa> };
 
 }  // namespace mobilellm

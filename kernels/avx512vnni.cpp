@@ -113,6 +113,6 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
 }  // namespace
 
 extern const kernels avx512vnni_kernels;
-const kernels        avx512vnni_kernels = { "avx512vnni", quantize, matvec<avx512vnni_isa>, matmat<avx512vnni_isa> };
+const kernels        avx512vnni_kernels = { "avx512vnni", quantize, matmul<avx512vnni_isa> };
 
 }  // namespace mobilellm

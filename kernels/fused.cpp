@@ -1,117 +1,26 @@
-// The step of fused.h. Between two barriers every thread computes its own rows or attention tasks; what is as
-// small as a vector (residual, norm, quantization) every thread computes for itself, which costs less than a barrier.
+// The step's arrays and what both of its ways compute with, for some tokens and some rows.
 
 #include "fused.h"
 
-#include "barrier.h"
-#include "fused_ops.h"
-#include "kernels.h"
+#include "fused_step.h"
 #include "packed_buffer.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <new>
-
-#ifdef __unix__
-#include <unistd.h>
-#endif
 
 namespace mobilellm {
 
 namespace {
 
-constexpr int     max_threads    = 64;  // more would have too few rows each; the rest stays idle
-constexpr int64_t shard_cells    = 32;  // at least, where there is more than one shard
-constexpr size_t  cache_line     = 64;
-constexpr int64_t groups_a_block = BLOCK / GROUP;
-constexpr int64_t max_embd_head  = 256;
-
-struct range {
-    int64_t begin;
-    int64_t end;
-};
-
-// What thread ith of nth does of n items.
-range share(int64_t n, int ith, int nth) {
-    return { n * ith / nth, n * (ith + 1) / nth };
-}
-
-// Bytes of this processor's second-level cache, 0 where nobody says.
-int64_t second_level_cache() {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    return size;
-#else
-    return 0;
-#endif
-}
-
 size_t size_of(const matrix & w) {
     return packed_size(w.type, w.n_cols, w.n_rows);
-}
-
-// Where a group of a matrix begins.
-const uint8_t * at(const matrix & w, int64_t group) {
-    return w.data + group * group_size(w.type, w.n_cols);
 }
 
 int64_t padded(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
 }
-
-// Arrays in one allocation, each on cache lines of its own; pages are not touched before they are used.
-class arena {
-  public:
-    template <typename T>
-    void add(T *& array, int64_t n) {
-        arrays_.push_back({ reinterpret_cast<void **>(&array), size_ });
-        size_ += padded(n * sizeof(T), cache_line);
-    }
-
-    void allocate() {
-        memory_.reset(static_cast<uint8_t *>(::operator new(size_, std::align_val_t(cache_line))));
-        for (const auto & [array, offset] : arrays_) {
-            *array = memory_.get() + offset;
-        }
-    }
-
-  private:
-    struct free {
-        void operator()(uint8_t * p) const { ::operator delete(p, std::align_val_t(cache_line)); }
-    };
-
-    std::vector<std::pair<void **, size_t>> arrays_;
-    std::unique_ptr<uint8_t, free>          memory_;
-    size_t                                  size_ = 0;
-};
-
-struct layer {
-    const float * attn_norm;
-    const float * ffn_norm;
-    matrix        qkv[3];
-    matrix        wo;
-    matrix        gate;
-    matrix        up;
-    matrix        down;
-    head_cache    k;  // of KV head 0
-    head_cache    v;
-    int64_t       k_head;  // bytes from one head to the next
-    int64_t       v_head;
-    bool          rope;
-    bool          qk_norm;
-    const layer * later;  // in whose turn the weights change, when those of this layer come from the cache
-};
-
-// What a thread keeps to itself.
-struct private_arrays {
-    float *       x;       // (n_embd) the residual stream
-    float *       vector;  // (the longest row of any matrix)
-    activations * input;   // of the next matrix
-    float *       q;       // (n_head, n_embd_head)
-    float *       scores;  // (n_head / n_head_kv, n_scores)
-};
 
 bool is_matrix(const ggml_tensor * t, int64_t n_cols, int64_t n_rows) {
     return packed(t) && t->ne[0] == n_cols && t->ne[1] == n_rows;
@@ -131,50 +40,6 @@ bool transposed(const ggml_tensor * v) {
 
 }  // namespace
 
-class fused_step {
-  public:
-    static bool knows(const fused_model & m);
-    explicit fused_step(const fused_model & model);
-
-    void run(ggml_tensor * dst, int ith, int nth);
-
-  private:
-    // the three parts of attention that other threads wait for
-    void project_qkv(const layer & l, const layer * later, const activations * input, const float * rope, int ith,
-                     int nth);
-    void attend(const layer & l, const private_arrays & own, int64_t cell, int ith, int nth);
-    void ready_for_scores(const layer & l, const float * heads, int64_t n, float * out) const;
-    void write_cell(const layer & l, const private_arrays & own, int64_t head, int64_t cell);
-
-    void list_cells(const ggml_tensor * mask);
-    int  n_shards() const;
-    void normalize(const private_arrays & own, const float * weight) const;
-
-    const fused_model  model_;
-    const kernels &    kernels_ = best();
-    const fused_ops &  ops_     = best_fused_ops();
-    std::vector<layer> layers_;
-    int64_t            n_group_;
-    int64_t            n_scores_;
-    int64_t            block_size_;  // bytes of the matrices of the first block
-
-    arena          arena_;
-    barrier        barrier_;
-    private_arrays private_[max_threads];
-
-    // shared
-    int32_t *     cells_;  // (n_kv) that the token may see, ascending
-    int64_t       n_cells_ = 0;
-    float *       qkv_;      // (n_head + 2 n_head_kv, n_embd_head)
-    float *       out_;      // (max_shards, n_head, n_embd_head) attention by shard
-    float *       largest_;  // (max_shards, n_head)
-    float *       sum_;      // (max_shards, n_head)
-    float *       update_;   // (n_embd) what attention or feed-forward adds to the residual stream
-    float *       gate_;     // (n_ff)
-    float *       up_;       // (n_ff)
-    activations * hidden_;   // of down
-};
-
 bool fused_step::knows(const fused_model & m) {
     const int64_t q_size  = m.n_head * m.n_embd_head;
     const int64_t kv_size = m.n_head_kv * m.n_embd_head;
@@ -193,10 +58,11 @@ bool fused_step::knows(const fused_model & m) {
     return yes;
 }
 
-fused_step::fused_step(const fused_model & model) : model_(model) {
-    const fused_model & m      = model_;
-    const int64_t       q_size = m.n_head * m.n_embd_head;
+fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.layers.size() + 1) {
+    const fused_model & m = model_;
 
+    q_size_   = m.n_head * m.n_embd_head;
+    qkv_size_ = q_size_ + 2 * m.n_head_kv * m.n_embd_head;
     n_group_  = m.n_head / m.n_head_kv;
     n_scores_ = padded(std::max(shard_cells, (m.n_kv + max_shards - 1) / max_shards), 16);
 
@@ -229,204 +95,141 @@ fused_step::fused_step(const fused_model & model) : model_(model) {
     block_size_         = size_of(block.qkv[0]) + size_of(block.qkv[1]) + size_of(block.qkv[2]) + size_of(block.wo) +
                   size_of(block.gate) + size_of(block.up) + size_of(block.down);
 
-    const int64_t longest = std::max({ m.n_embd, m.n_ff, q_size });
+    const int64_t longest  = std::max({ m.n_embd, m.n_ff, q_size_ });
+    const int64_t n_few    = std::min(m.n_tokens, max_few);
+    const int64_t n_chunk  = std::min(m.n_tokens, tile_tokens);
+    const int64_t n_chunks = std::min(m.n_tokens, m.n_tokens / tile_tokens + max_threads);
+
+    const auto add_activations = [&](activations *& array, int64_t n_tokens, int64_t n_cols) {
+        arena_.add(array, n_tokens * activation_size(n_cols) / sizeof(activations) + 1);
+    };
     for (private_arrays & own : private_) {
-        arena_.add(own.x, m.n_embd);
-        arena_.add(own.vector, longest);
-        arena_.add(own.input, longest / BLOCK);
-        arena_.add(own.q, q_size);
+        arena_.add(own.vector, std::max(longest, slice_floats));
+        arena_.add(own.gate, slice_floats);
+        arena_.add(own.up, slice_floats);
+        add_activations(own.input, std::max(n_few, n_chunk), longest);
+        arena_.add(own.x, n_few * m.n_embd);
+        arena_.add(own.rope, n_few * m.n_embd_head);
+        arena_.add(own.q, q_size_);
         arena_.add(own.scores, n_group_ * n_scores_);
+        arena_.add(own.rows, n_chunk * std::max(q_size_, m.n_embd));
+        add_activations(own.hidden, n_chunk, m.n_ff);
+        arena_.add(own.tile, attention_tile_work(m.n_embd_head, n_group_));
     }
-    arena_.add(cells_, m.n_kv);
-    arena_.add(qkv_, (m.n_head + 2 * m.n_head_kv) * m.n_embd_head);
-    arena_.add(out_, max_shards * q_size);
-    arena_.add(largest_, max_shards * m.n_head);
-    arena_.add(sum_, max_shards * m.n_head);
-    arena_.add(update_, m.n_embd);
-    arena_.add(gate_, m.n_ff);
-    arena_.add(up_, m.n_ff);
-    arena_.add(hidden_, m.n_ff / BLOCK);
+    arena_.add(qkv_, m.n_tokens * qkv_size_);
+    arena_.add(cells_, std::max(n_few, n_chunks) * m.n_kv);
+    arena_.add(n_cells_, std::max(n_few, n_chunks));
+    arena_.add(out_, n_few * max_shards * q_size_);
+    arena_.add(largest_, n_few * max_shards * m.n_head);
+    arena_.add(sum_, n_few * max_shards * m.n_head);
+    arena_.add(update_, n_few * m.n_embd);
+    add_activations(hidden_, n_few, m.n_ff);
+    arena_.add(x_, m.n_tokens * m.n_embd);
+    arena_.add(rope_, m.n_tokens * m.n_embd_head);
+    arena_.add(seen_, n_chunks * m.n_kv);
     arena_.allocate();
 }
 
-void fused_step::run(ggml_tensor * dst, int ith, int nth) {
-    const fused_model & m = model_;
+fused_request::fused_request(ggml_tensor * dst) :
+    embd(static_cast<const float *>(dst->src[0]->data)),
+    positions(static_cast<const int32_t *>(dst->src[1]->data)),
+    cells(static_cast<const int64_t *>(dst->src[2]->data)),
+    mask(dst->src[3]),
+    outputs(static_cast<const int32_t *>(dst->src[4]->data)),
+    out(static_cast<float *>(dst->data)) {}
 
+bool fused_request::sees(int64_t token, int64_t cell) const {
+    const char * row = static_cast<const char *>(mask->data) + token * mask->nb[1];
+    return mask->type == GGML_TYPE_F16 ? reinterpret_cast<const ggml_fp16_t *>(row)[cell] == 0
+                                       : reinterpret_cast<const float *>(row)[cell] == 0.0f;
+}
+
+void fused_step::run(ggml_tensor * dst, int ith, int nth) {
     nth = std::min(nth, max_threads);
     if (ith >= nth) {
         return;
     }
-    const private_arrays & own  = private_[ith];
-    const int32_t          pos  = *static_cast<const int32_t *>(dst->src[1]->data);
-    const int64_t          cell = *static_cast<const int64_t *>(dst->src[2]->data) % m.kv_size;
-
-    if (ith == 0) {
-        list_cells(dst->src[3]);
+    const fused_request r(dst);
+    if (model_.n_tokens <= max_few) {
+        share_rows(r, ith, nth);
+    } else {
+        share_tokens(r, ith, nth);
     }
-    std::memcpy(own.x, dst->src[0]->data, m.n_embd * sizeof(float));
+}
 
-    // cos and sin of each pair, the angles multiplied up in float as ggml does
-    float       rope[max_embd_head];
-    const float ratio = std::pow(m.rope_freq_base, -2.0f / float(m.n_embd_head));
-    float       theta = float(pos);
-    for (int64_t i = 0; i < m.n_embd_head; i += 2) {
-        rope[i]     = std::cos(theta * m.rope_freq_scale) * m.rope_attn_factor;
-        rope[i + 1] = std::sin(theta * m.rope_freq_scale) * m.rope_attn_factor;
+// cos and sin of each pair, the angles multiplied up in float as ggml does
+void fused_step::rope_angles(int32_t position, float * rope) const {
+    const float ratio = std::pow(model_.rope_freq_base, -2.0f / float(model_.n_embd_head));
+    float       theta = float(position);
+    for (int64_t i = 0; i < model_.n_embd_head; i += 2) {
+        rope[i]     = std::cos(theta * model_.rope_freq_scale) * model_.rope_attn_factor;
+        rope[i + 1] = std::sin(theta * model_.rope_freq_scale) * model_.rope_attn_factor;
         theta *= ratio;
     }
+}
 
-    const range rows   = share((m.n_embd + GROUP - 1) / GROUP, ith, nth);
-    const range blocks = share(m.n_ff / BLOCK, ith, nth);
-    const range groups = { blocks.begin * groups_a_block, blocks.end * groups_a_block };
-
-    // What is brought to the cache early must not drive out what is there: a thread's share of a block and half as
-    // much.
-    const bool early = block_size_ / nth * 3 / 2 <= second_level_cache();
-
-    for (const layer & l : layers_) {
-        const layer * later = early ? l.later : nullptr;
-
-        normalize(own, l.attn_norm);
-        project_qkv(l, later, own.input, rope, ith, nth);
-        barrier_.wait(nth);
-
-        attend(l, own, cell, ith, nth);
-        barrier_.wait(nth);
-
-        ops_.combine(out_, largest_, sum_, n_shards(), m.n_head * m.n_embd_head, m.n_head, m.n_embd_head, own.vector);
-        if (m.v_rotation) {
-            ops_.hadamard(own.vector, m.n_head * m.n_embd_head, m.v_rotation);
-        }
-        kernels_.quantize(own.vector, l.wo.n_cols, own.input);
-        kernels_.matvec(l.wo, rows.begin, rows.end, 0, l.wo.n_blocks(), own.input, update_, at(l.gate, groups.begin),
-                        later ? later->wo.data : nullptr);
-        barrier_.wait(nth);
-
-        ops_.add(own.x, update_, m.n_embd);
-        normalize(own, l.ffn_norm);
-        kernels_.matvec(l.gate, groups.begin, groups.end, 0, l.gate.n_blocks(), own.input, gate_,
-                        at(l.up, groups.begin), later ? later->gate.data : nullptr);
-        kernels_.matvec(l.up, groups.begin, groups.end, 0, l.up.n_blocks(), own.input, up_, at(l.down, rows.begin),
-                        later ? later->up.data : nullptr);
-        const int64_t first = blocks.begin * BLOCK;
-        const int64_t n     = (blocks.end - blocks.begin) * BLOCK;
-        ops_.silu_mul(gate_ + first, up_ + first, n, own.vector);
-        kernels_.quantize(own.vector, n, hidden_ + blocks.begin);
-        barrier_.wait(nth);
-
-        kernels_.matvec(l.down, rows.begin, rows.end, 0, l.down.n_blocks(), hidden_, update_, nullptr,
-                        later ? later->down.data : nullptr);
-        barrier_.wait(nth);
-        ops_.add(own.x, update_, m.n_embd);
-    }
-    if (ith == 0) {
-        ops_.rms_norm(own.x, static_cast<const float *>(m.output_norm->data), m.n_embd, m.eps,
-                      static_cast<float *>(dst->data));
+void fused_step::normalize(const private_arrays & own, const float * x, int64_t n_tokens, const float * weight) const {
+    const int64_t n_embd = model_.n_embd;
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        ops_.rms_norm(x + t * n_embd, weight, n_embd, model_.eps, own.vector);
+        kernels_.quantize(own.vector, n_embd, token(own.input, t, n_embd));
     }
 }
 
-void fused_step::list_cells(const ggml_tensor * mask) {
-    n_cells_ = 0;
-    for (int64_t i = 0; i < model_.n_kv; ++i) {
-        const bool seen = mask->type == GGML_TYPE_F16 ? static_cast<const ggml_fp16_t *>(mask->data)[i] == 0
-                                                      : static_cast<const float *>(mask->data)[i] == 0.0f;
-        if (seen) {
-            cells_[n_cells_++] = int32_t(i);
-        }
-    }
-}
-
-int fused_step::n_shards() const {
-    return int(std::clamp<int64_t>((n_cells_ + shard_cells - 1) / shard_cells, 1, max_shards));
-}
-
-void fused_step::normalize(const private_arrays & own, const float * weight) const {
-    ops_.rms_norm(own.x, weight, model_.n_embd, model_.eps, own.vector);
-    kernels_.quantize(own.vector, model_.n_embd, own.input);
-}
-
-void fused_step::project_qkv(const layer & l, const layer * later, const activations * input, const float * rope,
-                             int ith, int nth) {
+// This thread's rows of q, k and v with their RoPE.
+void fused_step::project_qkv(const layer & l, const layer * later, const activations * input, int64_t n_tokens,
+                             const float * rope, float * qkv, int ith, int nth) const {
     const int64_t n_embd_head = model_.n_embd_head;
 
     const int64_t all  = l.qkv[0].n_groups() + l.qkv[1].n_groups() + l.qkv[2].n_groups();
     const range   mine = share(all, ith, nth);
 
     int64_t first = 0;  // group of this matrix
-    for (const matrix & w : l.qkv) {
-        const int64_t begin = std::max(mine.begin - first, int64_t(0));
-        const int64_t end   = std::min(mine.end - first, w.n_groups());
-        float *       y     = qkv_ + first * GROUP;
-        if (begin < end) {
-            const int       i    = int(&w - l.qkv);
-            const uint8_t * next = i < 2 && end == w.n_groups() ? l.qkv[i + 1].data : nullptr;
-            kernels_.matvec(w, begin, end, 0, w.n_blocks(), input, y, next, later ? later->qkv[i].data : nullptr);
-            if (l.rope && i < 2) {
-                for (int64_t i = begin * GROUP; i < end * GROUP; i += 2) {
-                    const float cos = rope[i % n_embd_head];
-                    const float sin = rope[i % n_embd_head + 1];
-                    const float a   = y[i];
-                    const float b   = y[i + 1];
-                    y[i]            = a * cos - b * sin;
-                    y[i + 1]        = a * sin + b * cos;
-                }
+    for (int i = 0; i < 3; first += l.qkv[i].n_groups(), ++i) {
+        const matrix & w     = l.qkv[i];
+        const int64_t  begin = std::max(mine.begin - first, int64_t(0));
+        const int64_t  end   = std::min(mine.end - first, w.n_groups());
+        if (begin >= end) {
+            continue;
+        }
+        float *         y    = qkv + (first + begin) * GROUP;
+        const uint8_t * next = i < 2 && end == w.n_groups() ? l.qkv[i + 1].data : nullptr;
+        kernels_.matmul(w, begin, end, input, n_tokens, y, qkv_size_, next, later ? later->qkv[i].data : nullptr);
+        for (int64_t t = 0; l.rope && i < 2 && t < n_tokens; ++t) {
+            const float * angles = rope + t * n_embd_head;
+            float *       row    = y + t * qkv_size_;
+            for (int64_t e = 0; e < (end - begin) * GROUP; e += 2) {
+                const float cos = angles[(begin * GROUP + e) % n_embd_head];
+                const float sin = angles[(begin * GROUP + e) % n_embd_head + 1];
+                const float a   = row[e];
+                const float b   = row[e + 1];
+                row[e]          = a * cos - b * sin;
+                row[e + 1]      = a * sin + b * cos;
             }
         }
-        first += w.n_groups();
     }
 }
 
-// Heads of q or k as they are multiplied, and k as the cache holds it.
-void fused_step::ready_for_scores(const layer & l, const float * heads, int64_t n, float * out) const {
+// Heads of q or k, in place, as they are multiplied, and k as the cache holds it.
+void fused_step::ready_for_scores(const layer & l, float * heads, int64_t n) const {
     const int64_t n_embd_head = model_.n_embd_head;
-
-    std::copy(heads, heads + n * n_embd_head, out);
     for (int64_t i = 0; l.qk_norm && i < n; ++i) {
-        ops_.rms_norm(out + i * n_embd_head, nullptr, n_embd_head, model_.eps, out + i * n_embd_head);
+        ops_.rms_norm(heads + i * n_embd_head, nullptr, n_embd_head, model_.eps, heads + i * n_embd_head);
     }
     if (model_.k_rotation) {
-        ops_.hadamard(out, n * n_embd_head, model_.k_rotation);
+        ops_.hadamard(heads, n * n_embd_head, model_.k_rotation);
     }
 }
 
-void fused_step::attend(const layer & l, const private_arrays & own, int64_t cell, int ith, int nth) {
-    const fused_model & m      = model_;
-    const int64_t       q_size = m.n_head * m.n_embd_head;
-
-    ready_for_scores(l, qkv_, m.n_head, own.q);
-    for (int64_t i = 0; i < q_size; ++i) {
-        own.q[i] *= m.kq_scale;
-    }
-    const range tasks = share(n_shards() * m.n_head_kv, ith, nth);
-    for (int64_t task = tasks.begin; task < tasks.end; ++task) {
-        const int64_t   shard  = task / m.n_head_kv;
-        const int64_t   head   = task % m.n_head_kv;
-        const int64_t   q_head = head * n_group_;
-        const range     cells  = share(n_cells_, int(shard), n_shards());
-        const int32_t * begin  = cells_ + cells.begin;
-        const int32_t * end    = cells_ + cells.end;
-        const int64_t   at     = shard * m.n_head + q_head;
-
-        attention_shard a = {
-            m.n_embd_head, int(n_group_), own.q + q_head * m.n_embd_head, l.k,           l.v,      begin, end - begin,
-            own.scores,    n_scores_,     out_ + at * m.n_embd_head,      largest_ + at, sum_ + at
-        };
-        a.k.data += head * l.k_head;
-        a.v.data += head * l.v_head;
-        if (std::binary_search(begin, end, int32_t(cell))) {  // whoever reads the token's own cell writes it first
-            write_cell(l, own, head, cell);
-        }
-        ops_.attend(a);
-    }
-}
-
-void fused_step::write_cell(const layer & l, const private_arrays & own, int64_t head, int64_t cell) {
+void fused_step::write_cell(const layer & l, const private_arrays & own, const float * qkv, int64_t head,
+                            int64_t cell) const {
     const fused_model & m   = model_;
-    const float *       k   = qkv_ + (m.n_head + head) * m.n_embd_head;
+    const float *       k   = qkv + q_size_ + head * m.n_embd_head;
     const float *       v   = k + m.n_head_kv * m.n_embd_head;
     float *             row = own.vector;
 
-    ready_for_scores(l, k, 1, row);
+    std::copy(k, k + m.n_embd_head, row);
+    ready_for_scores(l, row, 1);
     ops_.store(row, m.n_embd_head, l.k.type, const_cast<uint8_t *>(l.k.data) + head * l.k_head + cell * l.k.cell);
 
     std::copy(v, v + m.n_embd_head, row);
@@ -445,10 +248,42 @@ void fused_step::write_cell(const layer & l, const private_arrays & own, int64_t
     }
 }
 
+// One token's attention of all heads, for the output projection.
+void fused_step::quantize_heads(float * heads, activations * out) const {
+    if (model_.v_rotation) {
+        ops_.hadamard(heads, q_size_, model_.v_rotation);
+    }
+    kernels_.quantize(heads, q_size_, out);
+}
+
+// hidden = silu(gate) up for some blocks of its columns; `next` is what this thread reads then.
+void fused_step::feed_forward(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
+                              range blocks, activations * hidden, const uint8_t * next) const {
+    const int64_t step = std::max(slice_floats / (n_tokens * BLOCK), int64_t(1));
+    for (int64_t b0 = blocks.begin; b0 < blocks.end; b0 += step) {
+        const int64_t b1 = std::min(b0 + step, blocks.end);
+        const int64_t g0 = b0 * group_blocks;
+        const int64_t g1 = b1 * group_blocks;
+        const int64_t n  = (b1 - b0) * BLOCK;
+        kernels_.matmul(l.gate, g0, g1, own.input, n_tokens, own.gate, n, at(l.up, g0),
+                        later ? later->gate.data : nullptr);
+        kernels_.matmul(l.up, g0, g1, own.input, n_tokens, own.up, n, b1 < blocks.end ? at(l.gate, g1) : next,
+                        later ? later->up.data : nullptr);
+        ops_.silu_mul(own.gate, own.up, n_tokens * n, own.vector);
+        for (int64_t t = 0; t < n_tokens; ++t) {
+            kernels_.quantize(own.vector + t * n, n, token(hidden, t, model_.n_ff) + b0);
+        }
+    }
+}
+
 namespace {
 
 fused_step * create(const fused_model & model) {
-    return fused_step::knows(model) ? new fused_step(model) : nullptr;
+    try {
+        return fused_step::knows(model) ? new fused_step(model) : nullptr;
+    } catch (const std::bad_alloc &) {
+        return nullptr;
+    }
 }
 
 void destroy(fused_step * step) {

@@ -1,8 +1,8 @@
-// The blocks of a Llama-like model for one token, as one graph node: from the token's embedding to the normed
-// hidden state that the output matrix is multiplied with. All threads run it and meet at barriers of their own.
+// The blocks of a Llama-like model as one graph node: from the tokens' embeddings to the normed hidden states that
+// the output matrix is multiplied with. All threads run it and meet at barriers of their own.
 //
-// The thread count never changes a bit of the result: a row of a matrix is summed by one thread, and attention is
-// split into shards by the number of cells alone, combined in their order.
+// The thread count never changes a bit of the result for a batch of given size, nor do the other tokens: a row of a
+// matrix is summed by one thread, attention by the cells that a token sees alone, in an order that they give.
 
 #pragma once
 
@@ -36,6 +36,8 @@ struct fused_model {
     std::vector<fused_layer> layers;
     const ggml_tensor *      output_norm;
 
+    int64_t n_tokens;
+    int64_t n_outputs;
     int64_t n_embd;
     int64_t n_ff;
     int64_t n_head;
@@ -59,12 +61,14 @@ class fused_step;
 
 // What ggml_backend_reg_get_proc_address gives libllama for "mobilellm_fused".
 struct fused_interface {
-    // nullptr for a model that this cannot run: weights that are not packed, types or sizes it does not know
+    // nullptr for a model that this cannot run: weights that are not packed, types or sizes it does not know, or no
+    // memory for so many tokens
     fused_step * (*create)(const fused_model & model);
     void (*destroy)(fused_step * step);
 
-    // A ggml_custom_op_t; user data is the step, and dst (n_embd) has the sources
-    // 0: embedding (n_embd), F32; 1: position, I32; 2: cell to write, I64; 3: mask (n_kv), F32 or F16, 0 or -inf
+    // A ggml_custom_op_t; user data is the step, and dst (n_embd, at least n_outputs) has the sources
+    // 0: embeddings (n_embd, n_tokens), F32; 1: positions (n_tokens), I32; 2: cells to write (n_tokens), I64;
+    // 3: mask (n_kv, n_tokens), F32 or F16, 0 or -inf; 4: tokens (n_outputs) whose states are wanted, ascending, I32
     void (*run)(ggml_tensor * dst, int ith, int nth, void * step);
 };
 

@@ -40,6 +40,31 @@ struct attention_shard {
     float * sum;      // (n_group): sum over cells of exp(score - largest)
 };
 
+constexpr int64_t tile_tokens = 48;  // at most, of an attention_tile
+constexpr int64_t tile_cells  = 64;
+
+// Attention of the n_group query heads that share one KV head, for several tokens at a time.
+struct attention_tile {
+    int64_t          n_embd_head;  // a multiple of 32
+    int              n_group;
+    int64_t          n_tokens;  // 1 to tile_tokens
+    const float *    q;         // (n_tokens, n_group, n_embd_head), scaled; tokens lie q_stride floats apart
+    int64_t          q_stride;
+    head_cache       k;
+    head_cache       v;
+    const int32_t *  cells;  // ascending: all that any of the tokens sees
+    const uint64_t * seen;   // (n_cells) bit t: token t sees the cell
+    int64_t          n_cells;
+
+    float * work;  // scratch, attention_tile_work floats
+    float * out;   // (n_tokens, n_group, n_embd_head), tokens out_stride apart
+    int64_t out_stride;
+};
+
+constexpr int64_t attention_tile_work(int64_t n_embd_head, int64_t n_group) {
+    return 2 * tile_cells * n_embd_head + tile_cells * tile_tokens + n_group * tile_tokens * (2 * n_embd_head + 3);
+}
+
 // Vectors have a multiple of 16 elements.
 struct fused_ops {
     void (*add)(float * x, const float * y, int64_t n);  // x += y
@@ -55,6 +80,7 @@ struct fused_ops {
     // at out + s * stride, its largest and sum at [s * n_head]
     void (*combine)(const float * out, const float * largest, const float * sum, int n_shards, int64_t stride,
                     int64_t n_head, int64_t n_embd_head, float * y);
+    void (*attend_tile)(const attention_tile & tile);
 };
 
 const fused_ops & scalar_fused_ops();

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "attention_tile_impl.h"
+#include "cache_rows.h"
 #include "fused_ops.h"
 #include "lanes.h"
 
@@ -11,34 +13,6 @@ namespace {
 
 using mobilellm::attention_shard;
 using mobilellm::head_cache;
-
-// readers of one contiguous row: `width` elements from element e on, as floats
-template <typename L>
-struct read_f32 {
-    static constexpr int64_t bits = 32;  // an element
-
-    static typename L::vec load(const uint8_t * row, int64_t e) {
-        return L::load(reinterpret_cast<const float *>(row) + e);
-    }
-};
-
-template <typename L>
-struct read_f16 {
-    static constexpr int64_t bits = 16;
-
-    static typename L::vec load(const uint8_t * row, int64_t e) { return L::load_f16(row + 2 * e); }
-};
-
-// blocks of 32: an fp16 scale, then 32 int8
-template <typename L>
-struct read_q8_0 {
-    static constexpr int64_t bits = 9;  // rounded up
-
-    static typename L::vec load(const uint8_t * row, int64_t e) {
-        const uint8_t * block = row + e / 32 * 34;
-        return L::mul(L::load_i8(reinterpret_cast<const int8_t *>(block + 2 + e % 32)), L::set1_f16(block));
-    }
-};
 
 // Rows of other heads lie between those of this one, which defeats the processor's own prefetching.
 constexpr int64_t cells_ahead = 16;
@@ -365,7 +339,9 @@ struct fused_ops_on {
         }
     }
 
-    static constexpr mobilellm::fused_ops table = { add, rms_norm, silu_mul, hadamard, store, attend, combine };
+    static constexpr mobilellm::fused_ops table = {
+        add, rms_norm, silu_mul, hadamard, store, attend, combine, attend_tile_on<L>,
+    };
 };
 
 }  // namespace

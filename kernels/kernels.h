@@ -75,17 +75,14 @@ struct kernels {
     // n_cols floats -> activation_size(n_cols) bytes, 4-byte aligned; the same bytes from every instruction set
     void (*quantize)(const float * x, int64_t n_cols, activations * out);
 
-    // y[r] = Σ over columns of blocks [b0, b1) of m[r] · q, for the rows r of groups [g0, g1); b0 and b1 are even.
+    // y[t · stride + r] = row r of groups [g0, g1) · q[t], where y[0] belongs to the first row of group g0 and the
+    // n_tokens rows of activations (any number, 0 too) are activation_size(n_cols) bytes apart. Each token's result is
+    // the same bit for bit however many there are.
     // Prefetches ahead in the stream of weights and, at its end, from `next` on (nullptr: nothing), where the
     // calling thread reads next. `later` (nullptr: nothing) is the data of a matrix of the same shape whose turn comes
     // later: where m's own weights come from the cache, a quarter of the same groups of it is brought there meanwhile.
-    void (*matvec)(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q, float * y,
-                   const void * next, const uint8_t * later);
-
-    // The same over all columns for n_tokens rows of activations, activation_size(n_cols) bytes apart; y of token t
-    // begins at y + t · stride. Any n_tokens, 0 and 1 too; each token's result is that of matvec, bit for bit.
-    void (*matmat)(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
-                   int64_t stride, const void * next);
+    void (*matmul)(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
+                   int64_t stride, const void * next, const uint8_t * later);
 };
 
 const kernels & scalar();

@@ -30,6 +30,7 @@ struct scalar_lanes {
     using vec                  = float;
     static constexpr int width = 1;
     static constexpr int group = 4;  // query heads that share a pass over K or V
+    static constexpr int tile  = 4;  // rows times two vectors: sums that fit the registers
 
     static vec  zero() { return 0.0f; }
     static vec  set1(float x) { return x; }
@@ -54,6 +55,8 @@ struct scalar_lanes {
     static vec   div(vec a, vec b) { return a / b; }
     static vec   fma(vec a, vec b, vec c) { return a * b + c; }
     static vec   max(vec a, vec b) { return a > b ? a : b; }
+    // x where the bit of the lane is set, else y
+    static vec   select(uint64_t bits, vec x, vec y) { return bits & 1 ? x : y; }
     // a butterfly of the Walsh-Hadamard transform between elements whose numbers differ by h < width
     static vec   butterfly(vec x, int) { return x; }
     static float sum(vec a) { return a; }
@@ -73,6 +76,7 @@ struct avx2_lanes {
     using vec                  = __m256;
     static constexpr int width = 8;
     static constexpr int group = 3;
+    static constexpr int tile  = 4;
 
     static vec  zero() { return _mm256_setzero_ps(); }
     static vec  set1(float x) { return _mm256_set1_ps(x); }
@@ -104,6 +108,11 @@ struct avx2_lanes {
     static vec div(vec a, vec b) { return _mm256_div_ps(a, b); }
     static vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
     static vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
+    static vec select(uint64_t bits, vec x, vec y) {
+        const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        const __m256i set = _mm256_and_si256(_mm256_set1_epi32(int(bits & 0xFF)), bit);
+        return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
+    }
     static vec butterfly(vec x, int h) {
         const __m256i lane  = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         const __m256i bit   = _mm256_set1_epi32(h);
@@ -145,6 +154,7 @@ struct avx512_lanes {
     using vec                  = __m512;
     static constexpr int width = 16;
     static constexpr int group = 5;
+    static constexpr int tile  = 8;
 
     static vec  zero() { return _mm512_setzero_ps(); }
     static vec  set1(float x) { return _mm512_set1_ps(x); }
@@ -174,6 +184,7 @@ struct avx512_lanes {
     static vec div(vec a, vec b) { return _mm512_div_ps(a, b); }
     static vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
     static vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
+    static vec select(uint64_t bits, vec x, vec y) { return _mm512_mask_blend_ps(__mmask16(bits), y, x); }
     static vec butterfly(vec x, int h) {
         const __m512i   lane    = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         const __m512i   bit     = _mm512_set1_epi32(h);

@@ -133,14 +133,12 @@ void packed_tensor::mul_mat(const ggml_compute_params & params, ggml_tensor * op
 
     const int64_t g0 = first_group(ith, nth);
     const int64_t g1 = first_group(ith + 1, nth);
-    if (n_tokens == 1) {
-        k.matvec(m, g0, g1, 0, m.n_blocks(), quantized(0), y, follows, nullptr);
-    } else if (n_tokens < 8 * nth || m.n_groups() >= 4 * nth) {
-        k.matmat(m, g0, g1, quantized(0), n_tokens, y, m.n_rows, follows);
+    if (n_tokens < 8 * nth || m.n_groups() >= 4 * nth) {
+        k.matmul(m, g0, g1, quantized(0), n_tokens, y + g0 * GROUP, m.n_rows, follows, nullptr);
     } else {  // few rows for so many threads: share the tokens instead
         const int64_t t0 = n_tokens * ith / nth;
         const int64_t t1 = n_tokens * (ith + 1) / nth;
-        k.matmat(m, 0, m.n_groups(), quantized(t0), t1 - t0, y + t0 * m.n_rows, m.n_rows, follows);
+        k.matmul(m, 0, m.n_groups(), quantized(t0), t1 - t0, y + t0 * m.n_rows, m.n_rows, follows, nullptr);
     }
 }
 

@@ -52,8 +52,8 @@ int weight(ggml_type type, const uint8_t * quants, int64_t block, int64_t col, i
     }
 }
 
-void matvec(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q, float * y,
-            const void *, const uint8_t *) {
+// The rows of groups [g0, g1) times one row of activations.
+void matvec(const matrix & m, int64_t g0, int64_t g1, const activations * q, float * y) {
     const int64_t per_scale = m.type == GGML_TYPE_Q2_0 ? 2 : 1;  // blocks of activations
     const size_t  quants_at = (m.n_blocks() / per_scale * GROUP * 2 + 63) / 64 * 64;
 
@@ -62,7 +62,7 @@ void matvec(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, co
         const int64_t   r     = row % GROUP;
 
         float sum = 0.0f;
-        for (int64_t b = b0; b < b1; ++b) {
+        for (int64_t b = 0; b < m.n_blocks(); ++b) {
             int32_t dot = 0;
             for (int64_t col = 0; col < BLOCK; ++col) {
                 dot += weight(m.type, group + quants_at, b, col, r) * q[b].q[col];
@@ -71,22 +71,22 @@ void matvec(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, co
             std::memcpy(&scale, group + 2 * (GROUP * (b / per_scale) + r), 2);
             sum += float(dot) * q[b].d * ggml_fp16_to_fp32(scale);
         }
-        y[row] = sum;
+        y[row - g0 * GROUP] = sum;
     }
 }
 
-void matmat(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
-            int64_t stride, const void * next) {
+void matmul(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
+            int64_t stride, const void *, const uint8_t *) {
     for (int64_t t = 0; t < n_tokens; ++t) {
         const auto * row = reinterpret_cast<const uint8_t *>(q) + t * activation_size(m.n_cols);
-        matvec(m, g0, g1, 0, m.n_blocks(), reinterpret_cast<const activations *>(row), y + t * stride, next, nullptr);
+        matvec(m, g0, g1, reinterpret_cast<const activations *>(row), y + t * stride);
     }
 }
 
 }  // namespace
 
 const kernels & scalar() {
-    static const kernels table = { "scalar", quantize, matvec, matmat };
+    static const kernels table = { "scalar", quantize, matmul };
     return table;
 }
 

@@ -75,16 +75,16 @@ MOBILELLM_INLINE void tiles(const part & p, int64_t n, const uint8_t * q, size_t
 }
 
 template <class ISA, ggml_type TYPE>
-void multiply(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * activation,
-              int64_t n_tokens, float * y, int64_t stride, const void * next, const uint8_t * later) {
+void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * activation, int64_t n_tokens, float * y,
+              int64_t stride, const void * next, const uint8_t * later) {
     constexpr int64_t bytes = pair_bytes<TYPE>();
 
     const size_t  q_size      = activation_size(m.n_cols);
     const size_t  size        = group_size(m.type, m.n_cols);
     const size_t  scales_size = size - m.n_cols / 64 * bytes;
-    const int64_t n_pairs     = (b1 - b0) / 2;
+    const int64_t n_pairs     = m.n_cols / 64;
     const int64_t part_bytes  = n_pairs * bytes;
-    const auto *  q           = reinterpret_cast<const uint8_t *>(activation + b0);
+    const auto *  q           = reinterpret_cast<const uint8_t *>(activation);
 
     // tokens that stay in the first-level cache while all groups pass
     int64_t chunk = 24 * 1024 / int64_t(q_size) / ISA::TILE * ISA::TILE;
@@ -97,8 +97,8 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, 
             const bool      last  = g + 1 == g1;
 
             part p;
-            p.scales      = group + b0 / 2 * scale_bytes<TYPE>();
-            p.quants      = group + scales_size + b0 / 2 * bytes;
+            p.scales      = group;
+            p.quants      = group + scales_size;
             p.n_pairs     = n_pairs;
             p.next_scales = last ? p.scales : p.scales + size;
             p.ahead       = part_bytes < AHEAD ? part_bytes : AHEAD;
@@ -111,35 +111,23 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, 
             const int64_t rows = m.n_rows - g * GROUP < GROUP ? m.n_rows - g * GROUP : GROUP;
             for (int64_t t = t0; t < t1; t += ISA::TILE) {
                 tiles<ISA, TYPE>(p, t1 - t < ISA::TILE ? t1 - t : ISA::TILE, q + t * q_size, q_size,
-                                 y + t * stride + g * GROUP, stride, rows);
+                                 y + t * stride + (g - g0) * GROUP, stride, rows);
             }
         }
     }
 }
 
 template <class ISA>
-void matmat_columns(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q,
-                    int64_t n_tokens, float * y, int64_t stride, const void * next, const uint8_t * later) {
+void matmul(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
+            int64_t stride, const void * next, const uint8_t * later) {
     switch (m.type) {
         case GGML_TYPE_Q4_0:
-            return multiply<ISA, GGML_TYPE_Q4_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next, later);
+            return multiply<ISA, GGML_TYPE_Q4_0>(m, g0, g1, q, n_tokens, y, stride, next, later);
         case GGML_TYPE_Q8_0:
-            return multiply<ISA, GGML_TYPE_Q8_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next, later);
+            return multiply<ISA, GGML_TYPE_Q8_0>(m, g0, g1, q, n_tokens, y, stride, next, later);
         default:
-            return multiply<ISA, GGML_TYPE_Q2_0>(m, g0, g1, b0, b1, q, n_tokens, y, stride, next, later);
+            return multiply<ISA, GGML_TYPE_Q2_0>(m, g0, g1, q, n_tokens, y, stride, next, later);
     }
-}
-
-template <class ISA>
-void matvec(const matrix & m, int64_t g0, int64_t g1, int64_t b0, int64_t b1, const activations * q, float * y,
-            const void * next, const uint8_t * later) {
-    matmat_columns<ISA>(m, g0, g1, b0, b1, q, 1, y, 0, next, later);
-}
-
-template <class ISA>
-void matmat(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
-            int64_t stride, const void * next) {
-    matmat_columns<ISA>(m, g0, g1, 0, m.n_cols / BLOCK, q, n_tokens, y, stride, next, nullptr);
 }
 
 }  // namespace

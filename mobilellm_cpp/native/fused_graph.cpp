@@ -1,4 +1,4 @@
-// The graph of a decode step that kernels/fused.h runs as one node, for the models and requests it knows.
+// The graph whose blocks kernels/fused.h runs as one node, for the models and requests it knows.
 
 #include "fused.h"
 
@@ -54,11 +54,11 @@ bool is_plain(const llama_model & model, const llama_cparams & cparams) {
     return size_t(n) == 9 * blocks.size();
 }
 
-// One token through every layer, and nobody looks at what lies between.
+// Tokens of one stream of the KV cache through every layer, and nobody looks at what lies between.
 bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
     const llama_cparams & c = params.cparams;
 
-    const bool step = params.ubatch.n_tokens == 1 && params.n_outputs == 1 &&
+    const bool step = (c.kv_unified || params.ubatch.n_seqs_unq == 1) &&
                       (params.gtype == LLM_GRAPH_TYPE_DEFAULT || params.gtype == LLM_GRAPH_TYPE_DECODER);
     const bool seen =
         c.embeddings || c.embeddings_nextn || (c.cb_eval && c.cb_eval != mobilellm_at_final_norm) ||
@@ -103,10 +103,14 @@ struct fused_graph : public llm_graph_context {
         res->add_input(std::make_unique<graph_input_step>(step, n_layer));
 
         const auto *  kv     = build_attn_inp_kv();
-        ggml_tensor * args[] = { build_inp_embd(model.tok_embd), build_inp_pos(), kv->get_k_idxs(), kv->get_kq_mask() };
+        ggml_tensor * args[] = { build_inp_embd(model.tok_embd), build_inp_pos(), kv->get_k_idxs(), kv->get_kq_mask(),
+                                 build_inp_out_ids() };
 
-        res->t_embd =
-            ggml_custom_4d(ctx0, GGML_TYPE_F32, n_embd, 1, 1, 1, args, 4, fused_kernels()->run, GGML_N_TASKS_MAX, step);
+        // a node without elements is not run, but the cache must be written
+        ggml_tensor * states = ggml_custom_4d(ctx0, GGML_TYPE_F32, n_embd, std::max<int64_t>(n_outputs, 1), 1, 1, args,
+                                              5, fused_kernels()->run, GGML_N_TASKS_MAX, step);
+        ggml_build_forward_expand(gf, states);
+        res->t_embd   = ggml_view_2d(ctx0, states, n_embd, n_outputs, states->nb[1], 0);
         res->t_logits = build_lora_mm(model.output, res->t_embd, model.output_s);
         cb(res->t_embd, "result_norm", -1);
         cb(res->t_logits, "result_output", -1);
@@ -131,6 +135,8 @@ struct fused_graph : public llm_graph_context {
             }
         }
         m.output_norm = model.output_norm;
+        m.n_tokens    = n_tokens;
+        m.n_outputs   = n_outputs;
         m.n_embd      = n_embd;
         m.n_ff        = hparams.n_ff();
         m.n_head      = n_head;

@@ -1,4 +1,4 @@
-"""Decoding token by token in one graph node: the same model as the ordinary graph's.
+"""All blocks in one graph node, for one token or many: the same model as the ordinary graph's.
 
 Somebody who watches the nodes gets the ordinary graph: two runs that are equal bit for bit used
 the same graph. Single logits differ between any two orders of summation (int8
@@ -82,22 +82,34 @@ class Session:
     def close(self) -> None:
         llama_cpp.llama_free(self.ctx)
 
-    def step(self, token: int, position: int, sequence: int = 0) -> np.ndarray:
-        """Logits after one token."""
-        batch = llama_cpp.llama_batch_init(1, 0, 1)
-        batch.n_tokens = 1
-        batch.token[0], batch.pos[0] = token, position
-        batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, sequence, True
+    def batch(
+        self, tokens: list[tuple[int, int, int]], wanted: list[int] | None = None
+    ) -> np.ndarray:
+        """Logits of the tokens (token, position, sequence) numbered in `wanted`, or of all."""
+        wanted = list(range(len(tokens))) if wanted is None else wanted
+        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, (token, position, sequence) in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, position
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, sequence, i in wanted
         assert llama_cpp.llama_decode(self.ctx, batch) == 0
         llama_cpp.llama_batch_free(batch)
-        logits = llama_cpp.llama_get_logits_ith(self.ctx, -1)
-        return np.ctypeslib.as_array(logits, (self.llm.n_vocab(),)).copy()
+        logits = llama_cpp.llama_get_logits(self.ctx)
+        return np.ctypeslib.as_array(logits, (len(wanted), self.llm.n_vocab())).copy()
+
+    def step(self, token: int, position: int, sequence: int = 0) -> np.ndarray:
+        """Logits after one token."""
+        return self.batch([(token, position, sequence)])[0]
 
     def run(self, tokens: list[int], first: int = 0, sequence: int = 0) -> np.ndarray:
         return np.stack([self.step(t, first + i, sequence) for i, t in enumerate(tokens)])
 
+    def whole(self, tokens: list[int], first: int = 0) -> np.ndarray:
+        """Logits of all tokens, which are one batch."""
+        return self.batch([(token, first + i, 0) for i, token in enumerate(tokens)])
+
     def prefill(self, tokens: list[int]) -> None:
-        """All at once, which the ordinary graph does."""
+        """All at once, without logits but the last."""
         array = (llama_cpp.llama_token * len(tokens))(*tokens)
         assert (
             llama_cpp.llama_decode(self.ctx, llama_cpp.llama_batch_get_one(array, len(tokens))) == 0
@@ -160,12 +172,14 @@ print(json.dumps(texts))
 """
 
 
-def decode_texts(llm: MobileLLM, texts: list[list[int]], params: dict) -> np.ndarray:
+def decode_texts(
+    llm: MobileLLM, texts: list[list[int]], params: dict, whole: bool = False
+) -> np.ndarray:
     session = Session(llm, **params)
     rows = []
     for text in texts:
         llama_cpp.llama_memory_clear(session.memory, True)
-        rows.append(session.run(text))
+        rows.append(session.whole(text) if whole else session.run(text))
     session.close()
     return np.concatenate(rows)
 
@@ -187,11 +201,12 @@ def demo(request, tmp_path_factory):
     return path, json.loads(done.stdout)
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["steps", "batches"])
 @pytest.mark.parametrize("cache", CACHES)
-def test_the_demo_model_says_the_same(demo, cache):
+def test_the_demo_model_says_the_same(demo, cache, whole):
     """Against upstream's own kernels and graph."""
     path, texts = demo
-    fused = log_softmax(decode_texts(load(path), texts, CACHES[cache]))
+    fused = log_softmax(decode_texts(load(path), texts, CACHES[cache], whole))
     off = log_softmax(np.load(f"{path}-{cache}.npy"))
     assert not np.array_equal(fused, off)
     noise = np.abs(fused - off).max(-1)
@@ -219,6 +234,70 @@ def test_the_same_logits_as_the_ordinary_graph(files, ordinary, name, cache):
     fused = decode(files[name], TOKENS[:50], **CACHES[cache])
     other = ordinary(decode, files[name], TOKENS[:50], **CACHES[cache])
     assert 0 < distance(fused, other) < NOISE
+
+
+# up to 12 tokens share the rows of matrices among threads, more are taken in chunks of up to 48
+@pytest.mark.parametrize("n", [2, 12, 13, 49, 180])
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", ["llama", "shared", "untied", "r1"])
+def test_batches_have_the_logits_of_the_ordinary_graph(files, ordinary, name, cache, n):
+    def run():
+        session = Session(load(files[name]), n_ctx=512, **CACHES[cache])
+        rows = session.whole((2 * TOKENS)[:n])
+        again = session.whole(TOKENS[:n], first=n)
+        session.close()
+        return np.concatenate([rows, again])
+
+    assert 0 < distance(run(), ordinary(run)) < NOISE
+
+
+@pytest.mark.parametrize("n", [5, 12, 30, 90])
+def test_threads_change_no_bit_of_a_batch(files, n):
+    rows = []
+    for n_threads in range(1, 9):
+        session = Session(load(files["shared"]), n_threads_batch=n_threads, n_threads=n_threads)
+        rows.append(np.concatenate([session.whole(TOKENS[:n]), session.whole(TOKENS[-n:], n)]))
+        session.close()
+        assert np.array_equal(rows[-1], rows[0]), n_threads
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_small_batches_have_the_bits_of_single_tokens(files, cache):
+    alone = decode(files["shared"], **CACHES[cache])
+    session = Session(load(files["shared"]), **CACHES[cache])
+    for first in range(0, 90, 10):
+        rows = session.whole(TOKENS[first : first + 10], first)
+        assert np.array_equal(rows, alone[first : first + 10])
+    session.close()
+
+
+def test_how_a_prompt_is_cut_changes_no_bit(files):
+    """As long as the pieces have more than 12 tokens."""
+    llm = load(files["llama"])
+    rows = []
+    for pieces in ([90], [13, 77], [40, 50], [50, 40]):
+        session = Session(llm, n_ubatch=77)
+        first = np.cumsum([0, *pieces])
+        rows.append([session.whole(TOKENS[a:b], a) for a, b in zip(first, first[1:], strict=False)])
+        session.close()
+        assert np.array_equal(np.concatenate(rows[-1]), np.concatenate(rows[0]))
+
+
+@pytest.mark.parametrize("n", [10, 90])
+def test_only_the_logits_that_are_wanted(files, n):
+    session = Session(load(files["llama"]))
+    every = session.whole(TOKENS[:n])
+    tokens = [(token, i, 0) for i, token in enumerate(TOKENS[:n])]
+    for wanted in ([n - 1], [0], [1, 3, n // 2]):
+        llama_cpp.llama_memory_clear(session.memory, True)
+        assert np.array_equal(session.batch(tokens, wanted), every[wanted])
+    # a batch without any still fills the cache
+    llama_cpp.llama_memory_clear(session.memory, True)
+    session.batch(tokens[: n // 2], [])
+    rest = session.batch(tokens[n // 2 :])
+    if n // 2 > 12 or n <= 12:
+        assert np.array_equal(rest, every[n // 2 :])
+    session.close()
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -271,6 +350,34 @@ def test_sequences_do_not_see_each_other(files, unified):
         for sequence, text in enumerate(texts):
             assert np.array_equal(session.step(text[i], i, sequence), alone[sequence][i])
     session.close()
+
+
+@pytest.mark.parametrize("n", [4, 30])
+def test_sequences_in_one_batch_do_not_see_each_other(files, n):
+    """As many tokens of each, in turn, whose cells lie between those of the others."""
+    texts = [TOKENS[:n], TOKENS[30 : 30 + n], TOKENS[60 : 60 + n]]
+    alone = []
+    for text in texts:
+        session = Session(load(files["llama"]))
+        alone.append(session.whole(text))
+        session.close()
+    session = Session(load(files["llama"]), n_seq_max=3, kv_unified=True, n_ctx=768)
+    rows = session.batch([(text[i], i, s) for i in range(n) for s, text in enumerate(texts)])
+    session.close()
+    rows = rows.reshape(n, 3, -1).swapaxes(0, 1)
+    assert distance(rows, np.stack(alone)) < NOISE
+    # more tokens are attended to in blocks of cells, by the place of a cell
+    assert np.array_equal(rows, np.stack(alone)) == (3 * n <= 12)
+
+
+def test_sequences_with_caches_of_their_own_take_the_ordinary_graph(files, ordinary):
+    def run():
+        session = Session(load(files["llama"]), n_seq_max=2, n_ctx=512)
+        rows = session.batch([(TOKENS[i], i, s) for s in (0, 1) for i in range(20)])
+        session.close()
+        return rows
+
+    assert np.array_equal(run(), ordinary(run))
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -74,8 +74,14 @@ def tokens_of(seed: int, n: int = 70) -> list[int]:
 
 
 def expected(model, tokens: list[int]) -> np.ndarray:
-    with torch.no_grad():
-        return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+    """PyTorch's logits, once it gives the same twice: on a busy machine the first call in a process
+    was seen to be off by 2e-4 of the largest (twice in some ten whole runs; ours was not)."""
+    logits = []
+    while len(logits) < 2 or not np.array_equal(logits[-1], logits[-2]):
+        assert len(logits) < 5, "PyTorch gives other logits each time"
+        with torch.no_grad():
+            logits.append(model(torch.tensor([tokens]), use_cache=False).logits[0].numpy())
+    return logits[-1]
 
 
 def assert_close(got: np.ndarray, want: np.ndarray, bound: float = BOUND) -> None:
@@ -86,8 +92,9 @@ def assert_close(got: np.ndarray, want: np.ndarray, bound: float = BOUND) -> Non
 def test_whole_prompt(pair):
     path, model = pair
     tokens = tokens_of(1)
-    want = expected(model, tokens)
-    assert_close(load(path).logits(tokens), want)
+    want, got = expected(model, tokens), load(path).logits(tokens)
+    assert np.array_equal(load(path).logits(tokens), got)
+    assert_close(got, want)
     assert_close(load(path, flash_attn=True).logits(tokens), want, FLASH_BOUND)
 
 

@@ -214,6 +214,83 @@ void test_attention(const fused_ops & ops, const std::string & name, ggml_type k
     compare(at, y, expected, n_embd_head);
 }
 
+// Several tokens, each of which sees cells of its own; then some of them without the others, which changes no bit.
+void test_attention_tile(const fused_ops & ops, const std::string & name, ggml_type type, bool transposed,
+                         int64_t n_embd_head, int n_group, int64_t n_cache, int64_t n_tokens) {
+    const std::string at = name + ": attention tile, " + ggml_type_name(type) + (transposed ? " transposed, " : ", ") +
+                           std::to_string(n_embd_head) + " wide, " + std::to_string(n_group) + " heads, " +
+                           std::to_string(n_cache) + " cells, " + std::to_string(n_tokens) + " tokens";
+    const cache           k(type, false, n_cache, n_embd_head, ops);
+    const cache           v(type, transposed, n_cache, n_embd_head, ops);
+    const int64_t         width    = n_group * n_embd_head;
+    const int64_t         q_stride = width + 32, out_stride = width + 16;
+    std::vector<float>    q = normals(n_tokens * q_stride, 0.5f);
+    std::vector<uint64_t> sees(n_cache);  // bit t: token t
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        const int64_t past = n_cache * (t + 1) / n_tokens;  // causal
+        for (int64_t c = 0; c < std::max(past, int64_t(1)); ++c) {
+            const bool hole = n_tokens % 2 && c > 0 && (c % 5 == t % 5 || c / 64 == 1);
+            sees[c] |= uint64_t(!hole) << t;
+        }
+    }
+    const auto run = [&](int64_t first, int64_t last) {
+        std::vector<int32_t>  cells;
+        std::vector<uint64_t> seen;
+        const uint64_t        these = (~uint64_t(0) >> (64 - (last - first)));
+        for (int32_t c = 0; c < n_cache; ++c) {
+            if (sees[c] >> first & these) {
+                cells.push_back(c);
+                seen.push_back(sees[c] >> first & these);
+            }
+        }
+        std::vector<float> work(attention_tile_work(n_embd_head, n_group), NAN);
+        std::vector<float> out((last - first) * out_stride, 7.0f);
+        ops.attend_tile({ n_embd_head, n_group, last - first, q.data() + first * q_stride, q_stride, k.view, v.view,
+                          cells.data(), seen.data(), int64_t(cells.size()), work.data(), out.data(), out_stride });
+        return out;
+    };
+
+    const std::vector<float> out = run(0, n_tokens);
+    std::vector<float>       got;
+    std::vector<double>      expected;
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        for (int64_t i = width; i < out_stride; ++i) {
+            if (out[t * out_stride + i] != 7.0f) {
+                std::printf("FAILED: %s: written between the rows\n", at.c_str());
+                std::exit(1);
+            }
+        }
+        got.insert(got.end(), out.begin() + t * out_stride, out.begin() + t * out_stride + width);
+        for (int g = 0; g < n_group; ++g) {
+            std::vector<double> y(n_embd_head, 0.0);
+            double              total = 0.0;
+            for (int64_t c = 0; c < n_cache; ++c) {
+                if (!(sees[c] >> t & 1)) {
+                    continue;
+                }
+                double dot = 0.0;
+                for (int64_t e = 0; e < n_embd_head; ++e) {
+                    dot += double(q[t * q_stride + g * n_embd_head + e]) * k.values[c * n_embd_head + e];
+                }
+                total += std::exp(dot);
+                for (int64_t e = 0; e < n_embd_head; ++e) {
+                    y[e] += std::exp(dot) * v.values[c * n_embd_head + e];
+                }
+            }
+            for (int64_t e = 0; e < n_embd_head; ++e) {
+                expected.push_back(y[e] / total);
+            }
+        }
+    }
+    compare(at, got, expected, n_embd_head);
+
+    const std::vector<float> some = run(n_tokens / 3, n_tokens - n_tokens / 4);
+    if (std::memcmp(some.data(), out.data() + n_tokens / 3 * out_stride, some.size() * sizeof(float)) != 0) {
+        std::printf("FAILED: %s: tokens differ without the others\n", at.c_str());
+        std::exit(1);
+    }
+}
+
 void test(const fused_ops & ops, const std::string & name) {
     n_cases = 0;
     test_rows(ops, name);
@@ -229,6 +306,17 @@ void test(const fused_ops & ops, const std::string & name) {
                             test_attention(ops, name, k, v, true, 64, n_group, n_cache, gaps);
                         }
                     }
+                }
+            }
+        }
+    }
+    for (const int64_t n_tokens : { 1, 2, 7, 16, 33, 48 }) {
+        for (const int64_t n_cache : { 1, 31, 64, 65, 200 }) {
+            for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
+                test_attention_tile(ops, name, type, false, 64, 3, n_cache, n_tokens);
+                test_attention_tile(ops, name, type, false, 96, 1, n_cache, n_tokens);
+                if (type != GGML_TYPE_Q8_0) {
+                    test_attention_tile(ops, name, type, true, 32, 5, n_cache, n_tokens);
                 }
             }
         }

@@ -152,21 +152,23 @@ void test_products(ggml_backend_t backend, const weights & w, const std::string 
     }
 }
 
-// Two layers, one with the norm of q and k, over a cache of random cells.
+// Two layers, one with the norm of q and k, over a cache of random cells; some tokens, of which every third is output.
 struct small_model {
     static constexpr int64_t n_embd = 128, n_head = 4, n_head_kv = 2, n_embd_head = 32, n_ff = 192, n_cells = 4352;
 
-    explicit small_model(ggml_backend_buffer_type_t type) {
-        const int64_t n_kv = n_head_kv * n_embd_head;
+    small_model(ggml_backend_buffer_type_t type, int64_t n_tokens) {
+        const int64_t n_outputs = (n_tokens + 2) / 3;
+        const int64_t n_kv      = n_head_kv * n_embd_head;
         for (int il = 0; il < 2; ++il) {
             fused_layer_of(il ? GGML_TYPE_Q8_0 : GGML_TYPE_Q4_0, n_kv);
         }
         fused.output_norm = vector(GGML_TYPE_F32, n_embd);
-        embedding         = vector(GGML_TYPE_F32, n_embd);
-        output            = vector(GGML_TYPE_F32, n_embd);
-        position          = vector(GGML_TYPE_I32, 1);
-        cell              = vector(GGML_TYPE_I64, 1);
-        mask              = vector(GGML_TYPE_F32, n_cells);
+        embedding         = ggml_new_tensor_2d(rest.get(), GGML_TYPE_F32, n_embd, n_tokens);
+        output            = ggml_new_tensor_2d(rest.get(), GGML_TYPE_F32, n_embd, n_outputs);
+        position          = vector(GGML_TYPE_I32, n_tokens);
+        cell              = vector(GGML_TYPE_I64, n_tokens);
+        mask              = ggml_new_tensor_2d(rest.get(), GGML_TYPE_F32, n_cells, n_tokens);
+        outputs           = vector(GGML_TYPE_I32, n_outputs);
         buffers.push_back(allocate(matrices, type));
         buffers.push_back(allocate(rest, ggml_backend_cpu_buffer_type()));
         for (ggml_context * ctx : { matrices.get(), rest.get() }) {
@@ -174,9 +176,14 @@ struct small_model {
                 fill(t);
             }
         }
-        ggml_tensor * sources[] = { embedding, position, cell, mask };
-        std::copy(sources, sources + 4, output->src);
+        ggml_tensor * sources[] = { embedding, position, cell, mask, outputs };
+        std::copy(sources, sources + 5, output->src);
+        for (int32_t i = 0; i < n_outputs; ++i) {
+            static_cast<int32_t *>(outputs->data)[i] = 3 * i;
+        }
 
+        fused.n_tokens         = n_tokens;
+        fused.n_outputs        = n_outputs;
         fused.n_embd           = n_embd;
         fused.n_ff             = n_ff;
         fused.n_head           = n_head;
@@ -231,26 +238,28 @@ struct small_model {
     ggml_tensor *          position;
     ggml_tensor *          cell;
     ggml_tensor *          mask;
+    ggml_tensor *          outputs;
 };
 
-void test_fused_step(ggml_backend_buffer_type_t type) {
+void test_fused_step(ggml_backend_buffer_type_t type, int64_t n_tokens) {
     const auto dev  = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     const auto kept = static_cast<const mobilellm::fused_interface *>(
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), "mobilellm_fused"));
     check(kept != nullptr, "no fused step");
 
-    const small_model       model(type);
+    const small_model       model(type, n_tokens);
     mobilellm::fused_step * step = kept->create(model.fused);
     check(step != nullptr, "the fused step does not know the model");
 
     // one shard of attention, some, as many as there can be, more cells than those hold by the least
-    for (const int64_t n_seen : { 1, 70, 513, 1025, 4352 }) {
-        float *       mask = static_cast<float *>(model.mask->data);
-        const int64_t own  = n_seen / 2;
-        std::fill(mask, mask + model.n_cells, -INFINITY);
-        std::fill(mask, mask + n_seen, 0.0f);
-        *static_cast<int64_t *>(model.cell->data)     = own;
-        *static_cast<int32_t *>(model.position->data) = int32_t(n_seen);
+    for (const int64_t n_seen : { int64_t(1), int64_t(70), int64_t(513), int64_t(1025), 4353 - n_tokens }) {
+        float * mask = static_cast<float *>(model.mask->data);
+        for (int64_t t = 0; t < n_tokens; ++t, mask += model.n_cells) {
+            std::fill(mask, mask + model.n_cells, -INFINITY);
+            std::fill(mask, mask + n_seen + t, 0.0f);
+            static_cast<int64_t *>(model.cell->data)[t]     = n_seen / 2 + t;
+            static_cast<int32_t *>(model.position->data)[t] = int32_t(n_seen + t);
+        }
 
         std::vector<float> one;
         for (const int n_threads : { 1, 2, 3, 5, 8, 13 }) {
@@ -262,11 +271,12 @@ void test_fused_step(ggml_backend_buffer_type_t type) {
                 thread.join();
             }
             const float *            y = static_cast<const float *>(model.output->data);
-            const std::vector<float> got(y, y + model.n_embd);
+            const std::vector<float> got(y, y + ggml_nelements(model.output));
             one = n_threads == 1 ? got : one;
             check(std::all_of(got.begin(), got.end(), [](float value) { return std::isfinite(value); }),
                   "the fused step gives no numbers");
-            check(got == one, "threads change bits of the fused step over " + std::to_string(n_seen) + " cells");
+            check(got == one, "threads change bits of the fused step of " + std::to_string(n_tokens) + " tokens over " +
+                                  std::to_string(n_seen) + " cells");
         }
     }
     kept->destroy(step);
@@ -291,6 +301,8 @@ int main() {
             }
         }
     }
-    test_fused_step(type);
+    for (const int64_t n_tokens : { 1, 3, 12, 13, 100 }) {
+        test_fused_step(type, n_tokens);
+    }
     std::printf("packed: %d cases\n", n_cases);
 }

@@ -1,0 +1,193 @@
+// Attention for several tokens at a time: the products of fused_ops.h's attention_tile as register-tiled
+// matrix-matrix multiplications, softmax on the way (Milakov and Gimelshein, arXiv 1805.02867).
+//
+// What a token gets depends on nothing but the cells it sees, bit for bit: cells are taken in blocks that begin at
+// multiples of tile_cells, products are summed in the order of cells, and those of cells that it does not see are zero.
+
+#pragma once
+
+#include "cache_rows.h"
+#include "fused_ops.h"
+#include "lanes.h"
+
+namespace {
+
+using mobilellm::attention_tile;
+using mobilellm::head_cache;
+using mobilellm::tile_cells;
+using mobilellm::tile_tokens;
+
+// c[r][n] = keep[r] c[r][n] + sum over k of a[r a_row + k a_step] b[k b_step + n] for L::tile rows and N vectors of n;
+// without `keep` what was in c does not count.
+template <typename L, int N>
+inline void multiply_tile(const float * a, int64_t a_row, int64_t a_step, const float * b, int64_t b_step,
+                          int64_t n_steps, float * c, int64_t c_row, const float * keep) {
+    using vec = typename L::vec;
+
+    vec sums[L::tile][N];
+    for (int r = 0; r < L::tile; ++r) {
+        for (int n = 0; n < N; ++n) {
+            sums[r][n] = keep ? L::mul(L::set1(keep[r]), L::load(c + r * c_row + n * L::width)) : L::zero();
+        }
+    }
+    for (int64_t k = 0; k < n_steps; ++k) {
+        vec v[N];
+        for (int n = 0; n < N; ++n) {
+            v[n] = L::load(b + k * b_step + n * L::width);
+        }
+        for (int r = 0; r < L::tile; ++r) {
+            const vec x = L::set1(a[r * a_row + k * a_step]);
+            for (int n = 0; n < N; ++n) {
+                sums[r][n] = L::fma(x, v[n], sums[r][n]);
+            }
+        }
+    }
+    for (int r = 0; r < L::tile; ++r) {
+        for (int n = 0; n < N; ++n) {
+            L::store(c + r * c_row + n * L::width, sums[r][n]);
+        }
+    }
+}
+
+// The same for n_rows (a multiple of L::tile) and `columns` (of L::width).
+template <typename L>
+void multiply_add(const float * a, int64_t a_row, int64_t a_step, int64_t n_rows, const float * b, int64_t b_step,
+                  int64_t n_steps, int64_t columns, float * c, int64_t c_row, const float * keep) {
+    for (int64_t r = 0; r < n_rows; r += L::tile) {
+        const float * rows = a + r * a_row;
+        const float * kept = keep ? keep + r : nullptr;
+
+        int64_t n = 0;
+        for (; n + 2 * L::width <= columns; n += 2 * L::width) {
+            multiply_tile<L, 2>(rows, a_row, a_step, b + n, b_step, n_steps, c + r * c_row + n, c_row, kept);
+        }
+        if (n < columns) {
+            multiply_tile<L, 1>(rows, a_row, a_step, b + n, b_step, n_steps, c + r * c_row + n, c_row, kept);
+        }
+    }
+}
+
+// The rows of n cells as floats, (n, n_embd_head).
+template <typename L, template <typename> class Reader>
+void read_cells(const head_cache & cache, const int32_t * cells, int64_t n, int64_t n_embd_head, float * out) {
+    for (int64_t c = 0; c < n; ++c, out += n_embd_head) {
+        const uint8_t * row = cache.data + cells[c] * cache.cell;
+        if (cache.transposed) {
+            for (int64_t e = 0; e < n_embd_head; ++e) {
+                out[e] = Reader<scalar_lanes>::load(row + e * cache.element, 0);
+            }
+            continue;
+        }
+        for (int64_t e = 0; e < n_embd_head; e += L::width) {
+            L::store(out + e, Reader<L>::load(row, e));
+        }
+    }
+}
+
+template <typename L>
+void read_cells(const head_cache & cache, const int32_t * cells, int64_t n, int64_t n_embd_head, float * out) {
+    switch (cache.type) {
+        case GGML_TYPE_F32:
+            return read_cells<L, read_f32>(cache, cells, n, n_embd_head, out);
+        case GGML_TYPE_F16:
+            return read_cells<L, read_f16>(cache, cells, n, n_embd_head, out);
+        default:
+            return read_cells<L, read_q8_0>(cache, cells, n, n_embd_head, out);
+    }
+}
+
+// What is known of the scores of one query head so far, by token.
+struct running_softmax {
+    float largest[tile_tokens];
+    float sum[tile_tokens];
+    float keep[tile_tokens];  // what the last block made of all before it
+};
+
+// scores (n_cells, tile_tokens) -> exp(score - largest), zero where a token does not see the cell
+template <typename L>
+void soften_block(float * scores, const uint64_t * seen, int64_t n_cells, bool all_seen, int64_t columns,
+                  running_softmax & state) {
+    const auto lowest = L::set1(-1e30f);
+    for (int64_t t = 0; t < columns; t += L::width) {
+        const auto before = L::load(state.largest + t);
+        auto       high   = before;
+        for (int64_t c = 0; c < n_cells; ++c) {
+            const auto x = L::load(scores + c * tile_tokens + t);
+            high         = L::max(high, all_seen ? x : L::select(seen[c] >> t, x, lowest));
+        }
+        const auto keep = L::exp(L::sub(before, high));
+        auto       sum  = L::mul(L::load(state.sum + t), keep);
+        for (int64_t c = 0; c < n_cells; ++c) {
+            float * score = scores + c * tile_tokens + t;
+            auto    p     = L::exp(L::sub(L::load(score), high));
+            if (!all_seen) {
+                p = L::select(seen[c] >> t, p, L::zero());
+            }
+            L::store(score, p);
+            sum = L::add(sum, p);
+        }
+        L::store(state.largest + t, high);
+        L::store(state.sum + t, sum);
+        L::store(state.keep + t, keep);
+    }
+}
+
+template <typename L>
+void attend_tile_on(const attention_tile & a) {
+    constexpr int64_t T   = tile_tokens;
+    constexpr int     pad = L::width > L::tile ? L::width : L::tile;
+
+    const int64_t n        = a.n_embd_head;
+    const int64_t padded   = (a.n_tokens + pad - 1) / pad * pad;  // tokens
+    const auto    everyone = ~uint64_t(0) >> (64 - a.n_tokens);
+
+    float * k      = a.work;
+    float * v      = k + tile_cells * n;
+    float * scores = v + tile_cells * n;
+    float * q      = scores + tile_cells * T;  // (n_group, n_embd_head, T)
+    float * out    = q + a.n_group * n * T;    // (n_group, T, n_embd_head)
+    auto *  states = reinterpret_cast<running_softmax *>(out + a.n_group * n * T);
+
+    for (int g = 0; g < a.n_group; ++g) {
+        for (int64_t t = 0; t < padded; ++t) {
+            const float * x = a.q + t * a.q_stride + g * n;
+            for (int64_t e = 0; e < n; ++e) {
+                q[(g * n + e) * T + t] = t < a.n_tokens ? x[e] : 0.0f;
+            }
+            states[g].largest[t] = -1e30f;
+            states[g].sum[t]     = 0.0f;
+        }
+        std::memset(out + g * n * T, 0, padded * n * sizeof(float));
+    }
+
+    for (int64_t first = 0, last; first < a.n_cells; first = last) {
+        uint64_t seen = everyone;
+        for (last = first; last < a.n_cells && a.cells[last] / tile_cells == a.cells[first] / tile_cells; ++last) {
+            seen &= a.seen[last];
+        }
+        const int64_t n_cells = last - first;
+        const int64_t rows    = (n_cells + L::tile - 1) / L::tile * L::tile;
+        read_cells<L>(a.k, a.cells + first, n_cells, n, k);
+        read_cells<L>(a.v, a.cells + first, n_cells, n, v);
+        std::memset(k + n_cells * n, 0, (rows - n_cells) * n * sizeof(float));
+
+        for (int g = 0; g < a.n_group; ++g) {
+            multiply_add<L>(k, n, 1, rows, q + g * n * T, T, n, padded, scores, T, nullptr);
+            soften_block<L>(scores, a.seen + first, n_cells, seen == everyone, padded, states[g]);
+            multiply_add<L>(scores, 1, T, padded, v, n, n_cells, n, out + g * n * T, n, states[g].keep);
+        }
+    }
+
+    for (int g = 0; g < a.n_group; ++g) {
+        for (int64_t t = 0; t < a.n_tokens; ++t) {
+            const auto    total = L::set1(states[g].sum[t]);
+            const float * x     = out + (g * T + t) * n;
+            float *       y     = a.out + t * a.out_stride + g * n;
+            for (int64_t e = 0; e < n; e += L::width) {
+                L::store(y + e, L::div(L::load(x + e), total));
+            }
+        }
+    }
+}
+
+}  // namespace

@@ -1,0 +1,150 @@
+// A step of few tokens. Between two barriers every thread computes its own rows of a matrix or its attention tasks;
+// what is as small as a vector (residual, norm, quantization) every thread computes for itself, which costs less
+// than a barrier.
+
+#include "fused_step.h"
+
+#include <algorithm>
+#include <cstring>
+
+#ifdef __unix__
+#include <unistd.h>
+#endif
+
+namespace mobilellm {
+
+namespace {
+
+// Bytes of this processor's second-level cache, 0 where nobody says.
+int64_t second_level_cache() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return size;
+#else
+    return 0;
+#endif
+}
+
+}  // namespace
+
+void fused_step::share_rows(const fused_request & r, int ith, int nth) {
+    const fused_model &    m   = model_;
+    const int64_t          n   = m.n_tokens;
+    const private_arrays & own = private_[ith];
+
+    for (int64_t t = ith; t < n; t += nth) {
+        n_cells_[t] = 0;
+        for (int64_t cell = 0; cell < m.n_kv; ++cell) {
+            if (r.sees(t, cell)) {
+                cells_[t * m.n_kv + n_cells_[t]++] = int32_t(cell);
+            }
+        }
+    }
+    std::memcpy(own.x, r.embd, n * m.n_embd * sizeof(float));
+    for (int64_t t = 0; t < n; ++t) {
+        rope_angles(r.positions[t], own.rope + t * m.n_embd_head);
+    }
+
+    const range rows   = share((m.n_embd + GROUP - 1) / GROUP, ith, nth);
+    const range blocks = share(m.n_ff / BLOCK, ith, nth);
+    const range heads  = share(n * m.n_head_kv, ith, nth);  // to write, where there are several tokens
+
+    // What is brought to the cache early must not drive out what is there: a thread's share of a block and half as
+    // much.
+    const bool early = block_size_ / nth * 3 / 2 <= second_level_cache();
+
+    for (const layer & l : layers_) {
+        const layer * later = early ? l.later : nullptr;
+
+        normalize(own, own.x, n, l.attn_norm);
+        project_qkv(l, later, own.input, n, own.rope, qkv_, ith, nth);
+        barrier_.wait(nth);
+
+        if (n > 1) {
+            for (int64_t i = heads.begin; i < heads.end; ++i) {
+                const int64_t t = i / m.n_head_kv;
+                write_cell(l, own, qkv_ + t * qkv_size_, i % m.n_head_kv, r.cells[t] % m.kv_size);
+            }
+            barrier_.wait(nth);
+        }
+        attend(l, r, own, ith, nth);
+        barrier_.wait(nth);
+
+        for (int64_t t = 0; t < n; ++t) {
+            const int64_t shards = t * max_shards;
+            ops_.combine(out_ + shards * q_size_, largest_ + shards * m.n_head, sum_ + shards * m.n_head, n_shards(t),
+                         q_size_, m.n_head, m.n_embd_head, own.vector);
+            quantize_heads(own.vector, token(own.input, t, q_size_));
+        }
+        kernels_.matmul(l.wo, rows.begin, rows.end, own.input, n, update_ + rows.begin * GROUP, m.n_embd,
+                        at(l.gate, blocks.begin * group_blocks), later ? later->wo.data : nullptr);
+        barrier_.wait(nth);
+
+        ops_.add(own.x, update_, n * m.n_embd);
+        normalize(own, own.x, n, l.ffn_norm);
+        feed_forward(l, later, own, n, blocks, hidden_, at(l.down, rows.begin));
+        barrier_.wait(nth);
+
+        kernels_.matmul(l.down, rows.begin, rows.end, hidden_, n, update_ + rows.begin * GROUP, m.n_embd, nullptr,
+                        later ? later->down.data : nullptr);
+        barrier_.wait(nth);
+        ops_.add(own.x, update_, n * m.n_embd);
+    }
+    for (int64_t i = ith; i < m.n_outputs; i += nth) {
+        ops_.rms_norm(own.x + r.outputs[i] * m.n_embd, static_cast<const float *>(m.output_norm->data), m.n_embd, m.eps,
+                      r.out + i * m.n_embd);
+    }
+}
+
+int fused_step::n_shards(int64_t token) const {
+    return int(std::clamp<int64_t>((n_cells_[token] + shard_cells - 1) / shard_cells, 1, max_shards));
+}
+
+void fused_step::attend(const layer & l, const fused_request & r, const private_arrays & own, int ith, int nth) {
+    const fused_model & m = model_;
+
+    int64_t n_tasks = 0;
+    for (int64_t t = 0; t < m.n_tokens; ++t) {
+        n_tasks += n_shards(t) * m.n_head_kv;
+    }
+    const range mine  = share(n_tasks, ith, nth);
+    int64_t     first = 0;  // task of this token
+    for (int64_t t = 0; t < m.n_tokens; first += n_shards(t) * m.n_head_kv, ++t) {
+        const int64_t begin = std::max(mine.begin - first, int64_t(0));
+        const int64_t end   = std::min(mine.end - first, n_shards(t) * m.n_head_kv);
+        if (begin >= end) {
+            continue;
+        }
+        const float *   qkv  = qkv_ + t * qkv_size_;
+        const int64_t   cell = r.cells[t] % m.kv_size;
+        const int32_t * list = cells_ + t * m.n_kv;
+        std::copy(qkv, qkv + q_size_, own.q);
+        ready_for_scores(l, own.q, m.n_head);
+        for (int64_t i = 0; i < q_size_; ++i) {
+            own.q[i] *= m.kq_scale;
+        }
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t   shard  = task / m.n_head_kv;
+            const int64_t   head   = task % m.n_head_kv;
+            const int64_t   q_head = head * n_group_;
+            const range     cells  = share(n_cells_[t], shard, n_shards(t));
+            const int32_t * from   = list + cells.begin;
+            const int32_t * to     = list + cells.end;
+            const int64_t   at     = (t * max_shards + shard) * m.n_head + q_head;
+
+            attention_shard a = {
+                m.n_embd_head, int(n_group_), own.q + q_head * m.n_embd_head, l.k,           l.v,      from, to - from,
+                own.scores,    n_scores_,     out_ + at * m.n_embd_head,      largest_ + at, sum_ + at
+            };
+            a.k.data += head * l.k_head;
+            a.v.data += head * l.v_head;
+            // a token alone: whoever reads its cell writes it first
+            if (m.n_tokens == 1 && std::binary_search(from, to, int32_t(cell))) {
+                write_cell(l, own, qkv, head, cell);
+            }
+            ops_.attend(a);
+        }
+    }
+}
+
+}  // namespace mobilellm

@@ -1,0 +1,159 @@
+// The step of fused.h: what its two ways of computing share.
+//
+// A few tokens (fused_rows.cpp): the threads share the rows of each matrix and meet five times a block. Many
+// (fused_tokens.cpp): each thread takes some tokens at a time through a block and they meet once.
+
+#pragma once
+
+#include "arena.h"
+#include "barrier.h"
+#include "fused.h"
+#include "fused_ops.h"
+#include "kernels.h"
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+namespace mobilellm {
+
+constexpr int     max_threads   = 64;  // more would have too few rows each; the rest stays idle
+constexpr int64_t max_few       = 12;  // tokens whose rows are shared; the bits differ, so threads have no say
+constexpr int64_t max_embd_head = 256;
+constexpr int64_t shard_cells   = 32;    // at least, where there is more than one shard
+constexpr int64_t slice_floats  = 8192;  // of the feed-forward's hidden vectors, computed at a time
+constexpr int64_t group_blocks  = BLOCK / GROUP;
+
+struct range {
+    int64_t begin;
+    int64_t end;
+
+    int64_t size() const { return end - begin; }
+};
+
+// What thread ith of nth does of n items.
+inline range share(int64_t n, int64_t ith, int64_t nth) {
+    return { n * ith / nth, n * (ith + 1) / nth };
+}
+
+// Where a group of a matrix begins.
+inline const uint8_t * at(const matrix & w, int64_t group) {
+    return w.data + group * group_size(w.type, w.n_cols);
+}
+
+// The activations of token t in rows of n_cols.
+inline activations * token(activations * rows, int64_t t, int64_t n_cols) {
+    return reinterpret_cast<activations *>(reinterpret_cast<uint8_t *>(rows) + t * activation_size(n_cols));
+}
+
+struct layer {
+    const float * attn_norm;
+    const float * ffn_norm;
+    matrix        qkv[3];
+    matrix        wo;
+    matrix        gate;
+    matrix        up;
+    matrix        down;
+    head_cache    k;  // of KV head 0
+    head_cache    v;
+    int64_t       k_head;  // bytes from one head to the next
+    int64_t       v_head;
+    bool          rope;
+    bool          qk_norm;
+    const layer * later;  // in whose turn the weights change, when those of this layer come from the cache
+};
+
+// The sources of the node and where its result goes.
+struct fused_request {
+    explicit fused_request(ggml_tensor * dst);
+
+    bool sees(int64_t token, int64_t cell) const;
+
+    const float *       embd;       // (n_tokens, n_embd)
+    const int32_t *     positions;  // (n_tokens)
+    const int64_t *     cells;      // (n_tokens) where K and V go, in the whole cache
+    const ggml_tensor * mask;
+    const int32_t *     outputs;  // (n_outputs) tokens, ascending
+    float *             out;      // (n_outputs, n_embd)
+};
+
+// What a thread keeps to itself. n_few and n_chunk are the most tokens it computes with at a time.
+struct private_arrays {
+    float *       vector;  // (the longest row of any matrix), or a slice of the feed-forward
+    float *       gate;    // a slice of the feed-forward
+    float *       up;      // likewise
+    activations * input;   // (max(n_few, n_chunk), the longest row) of the next matrix
+    // few tokens
+    float *       x;       // (n_few, n_embd) the residual stream
+    float *       rope;    // (n_few, n_embd_head)
+    float *       q;       // (n_head, n_embd_head)
+    float *       scores;  // (n_head / n_head_kv, n_scores)
+    // many
+    float *       rows;    // (n_chunk, n_head, n_embd_head) attention, (n_chunk, n_embd) what is added to the stream
+    activations * hidden;  // (n_chunk, n_ff) of down
+    float *       tile;    // attention_tile_work
+};
+
+class fused_step {
+  public:
+    static bool knows(const fused_model & m);
+    explicit fused_step(const fused_model & model);
+
+    void run(ggml_tensor * dst, int ith, int nth);
+
+  private:
+    void share_rows(const fused_request & r, int ith, int nth);
+    void share_tokens(const fused_request & r, int ith, int nth);
+
+    // of both
+    void rope_angles(int32_t position, float * rope) const;
+    void normalize(const private_arrays & own, const float * x, int64_t n_tokens, const float * weight) const;
+    void project_qkv(const layer & l, const layer * later, const activations * input, int64_t n_tokens,
+                     const float * rope, float * qkv, int ith, int nth) const;
+    void ready_for_scores(const layer & l, float * heads, int64_t n) const;
+    void write_cell(const layer & l, const private_arrays & own, const float * qkv, int64_t head, int64_t cell) const;
+    void quantize_heads(float * heads, activations * out) const;
+    void feed_forward(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens, range blocks,
+                      activations * hidden, const uint8_t * next) const;
+
+    // of share_rows
+    void attend(const layer & l, const fused_request & r, const private_arrays & own, int ith, int nth);
+    int  n_shards(int64_t token) const;
+
+    // of share_tokens
+    void prepare(const fused_request & r, int64_t chunk, range tokens);
+    void begin_layer(const layer & l, const fused_request & r, const private_arrays & own, range tokens);
+    void finish_layer(const layer & l, const private_arrays & own, int64_t chunk, range tokens);
+
+    const fused_model  model_;
+    const kernels &    kernels_ = best();
+    const fused_ops &  ops_     = best_fused_ops();
+    std::vector<layer> layers_;
+    int64_t            n_group_;
+    int64_t            n_scores_;
+    int64_t            q_size_;
+    int64_t            qkv_size_;
+    int64_t            block_size_;  // bytes of the matrices of the first block
+
+    arena          arena_;
+    barrier        barrier_;
+    private_arrays private_[max_threads];
+
+    // shared
+    float *       qkv_;      // (n_tokens, n_head + 2 n_head_kv, n_embd_head)
+    int32_t *     cells_;    // (few tokens or chunks, n_kv) that may be seen, ascending
+    int64_t *     n_cells_;  // (few tokens or chunks)
+    // few tokens
+    float *       out_;      // (n_few, max_shards, n_head, n_embd_head) attention by shard
+    float *       largest_;  // (n_few, max_shards, n_head)
+    float *       sum_;      // (n_few, max_shards, n_head)
+    float *       update_;   // (n_few, n_embd) what attention or feed-forward adds to the residual stream
+    activations * hidden_;   // (n_few, n_ff) of down
+    // many
+    float *       x_;                      // (n_tokens, n_embd) the residual stream
+    float *       rope_;                   // (n_tokens, n_embd_head)
+    uint64_t *    seen_;                   // (chunks, n_kv) which tokens of the chunk see the cell
+    std::vector<std::atomic<int>> taken_;  // chunks that a thread has taken up, between two barriers
+};
+
+}  // namespace mobilellm

@@ -1,0 +1,132 @@
+// A step of many tokens, in chunks: a chunk goes through attention and feed-forward of one block and q, k and v of the
+// next on one thread, whichever takes it up first. Then all meet, since later tokens need the keys of earlier ones.
+
+#include "fused_step.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace mobilellm {
+
+void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
+    const fused_model &    m   = model_;
+    const private_arrays & own = private_[ith];
+
+    // as many for each thread
+    const int64_t rounds   = (m.n_tokens + tile_tokens * nth - 1) / (tile_tokens * nth);
+    const int64_t n_chunks = std::min(rounds * nth, m.n_tokens);
+
+    if (ith == 0) {
+        for (std::atomic<int> & taken : taken_) {
+            taken.store(0, std::memory_order_relaxed);
+        }
+    }
+    barrier_.wait(nth);
+
+    const size_t n_layer = layers_.size();
+    for (size_t il = 0; il <= n_layer; ++il) {
+        // the last chunks first: they see the most cells
+        for (int64_t i; (i = taken_[il].fetch_add(1, std::memory_order_relaxed)) < n_chunks;) {
+            const int64_t   chunk  = n_chunks - 1 - i;
+            const range     tokens = share(m.n_tokens, chunk, n_chunks);
+            const int32_t * first  = std::lower_bound(r.outputs, r.outputs + m.n_outputs, int32_t(tokens.begin));
+            const int32_t * last   = std::lower_bound(first, r.outputs + m.n_outputs, int32_t(tokens.end));
+
+            if (il == 0) {
+                prepare(r, chunk, tokens);
+            } else if (il < n_layer || first < last) {
+                finish_layer(layers_[il - 1], own, chunk, tokens);
+            }
+            if (il < n_layer) {
+                begin_layer(layers_[il], r, own, tokens);
+                continue;
+            }
+            for (const int32_t * output = first; output < last; ++output) {
+                ops_.rms_norm(x_ + *output * m.n_embd, static_cast<const float *>(m.output_norm->data), m.n_embd, m.eps,
+                              r.out + (output - r.outputs) * m.n_embd);
+            }
+        }
+        if (il < n_layer) {
+            barrier_.wait(nth);
+        }
+    }
+}
+
+void fused_step::prepare(const fused_request & r, int64_t chunk, range tokens) {
+    const fused_model & m     = model_;
+    int32_t *           cells = cells_ + chunk * m.n_kv;
+    uint64_t *          seen  = seen_ + chunk * m.n_kv;
+
+    std::copy(r.embd + tokens.begin * m.n_embd, r.embd + tokens.end * m.n_embd, x_ + tokens.begin * m.n_embd);
+    std::fill(seen, seen + m.n_kv, 0);
+    for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+        rope_angles(r.positions[t], rope_ + t * m.n_embd_head);
+        for (int64_t cell = 0; cell < m.n_kv; ++cell) {
+            seen[cell] |= uint64_t(r.sees(t, cell)) << (t - tokens.begin);
+        }
+    }
+    int64_t n = 0;
+    for (int64_t cell = 0; cell < m.n_kv; ++cell) {
+        if (seen[cell]) {
+            seen[n]    = seen[cell];
+            cells[n++] = int32_t(cell);
+        }
+    }
+    n_cells_[chunk] = n;
+}
+
+// Up to q and what the cache keeps of k and v.
+void fused_step::begin_layer(const layer & l, const fused_request & r, const private_arrays & own, range tokens) {
+    const fused_model & m   = model_;
+    float *             qkv = qkv_ + tokens.begin * qkv_size_;
+
+    normalize(own, x_ + tokens.begin * m.n_embd, tokens.size(), l.attn_norm);
+    project_qkv(l, nullptr, own.input, tokens.size(), rope_ + tokens.begin * m.n_embd_head, qkv, 0, 1);
+    for (int64_t t = tokens.begin; t < tokens.end; ++t, qkv += qkv_size_) {
+        for (int64_t head = 0; head < m.n_head_kv; ++head) {
+            write_cell(l, own, qkv, head, r.cells[t] % m.kv_size);
+        }
+        ready_for_scores(l, qkv, m.n_head);
+        for (int64_t i = 0; i < q_size_; ++i) {
+            qkv[i] *= m.kq_scale;
+        }
+    }
+}
+
+void fused_step::finish_layer(const layer & l, const private_arrays & own, int64_t chunk, range tokens) {
+    const fused_model & m = model_;
+    const int64_t       n = tokens.size();
+    float *             x = x_ + tokens.begin * m.n_embd;
+
+    for (int64_t head = 0; head < m.n_head_kv; ++head) {
+        const int64_t  first = head * n_group_ * m.n_embd_head;
+        attention_tile a     = { m.n_embd_head,
+                                 int(n_group_),
+                                 n,
+                                 qkv_ + tokens.begin * qkv_size_ + first,
+                                 qkv_size_,
+                                 l.k,
+                                 l.v,
+                                 cells_ + chunk * m.n_kv,
+                                 seen_ + chunk * m.n_kv,
+                                 n_cells_[chunk],
+                                 own.tile,
+                                 own.rows + first,
+                                 q_size_ };
+        a.k.data += head * l.k_head;
+        a.v.data += head * l.v_head;
+        ops_.attend_tile(a);
+    }
+    for (int64_t t = 0; t < n; ++t) {
+        quantize_heads(own.rows + t * q_size_, token(own.input, t, q_size_));
+    }
+    kernels_.matmul(l.wo, 0, l.wo.n_groups(), own.input, n, own.rows, m.n_embd, l.gate.data, nullptr);
+    ops_.add(x, own.rows, n * m.n_embd);
+
+    normalize(own, x, n, l.ffn_norm);
+    feed_forward(l, nullptr, own, n, { 0, m.n_ff / BLOCK }, own.hidden, l.down.data);
+    kernels_.matmul(l.down, 0, l.down.n_groups(), own.hidden, n, own.rows, m.n_embd, nullptr, nullptr);
+    ops_.add(x, own.rows, n * m.n_embd);
+}
+
+}  // namespace mobilellm
