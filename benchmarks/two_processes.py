@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/two_processes.py model.gguf --threads 2
 
-Decodes alone, then in two processes at a time, in turn for some rounds. Prints tokens/s, and what
-each of the two keeps of half the speed alone: threads that spin at a barrier while the other
-process has their core would make that far less than 1.
+Decodes alone, then in two processes at a time, with all threads and with one each, in turn for some
+rounds. Prints tokens/s, what each of the two keeps of half the speed alone, and of the speed with
+one thread each. Threads that wait at a barrier while the other process has their core would make
+both far less than 1; two models in the place of one in a shared cache lower only the first.
 """
 
 import argparse
@@ -58,13 +59,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
     arguments = [options.model, options.threads, options.seconds]
-    kept = []
+    of_half, of_singles = [], []
     for _ in range(options.rounds):
         (alone,) = rates(1, arguments)
         both = rates(2, arguments)
-        kept += [2 * rate / alone for rate in both]
-        print(f"alone {alone:.0f}, together {both[0]:.0f} and {both[1]:.0f}", file=sys.stderr)
-    print(f"of half the speed {statistics.median(kept):.2f} ({min(kept):.2f}–{max(kept):.2f})")
+        singles = rates(2, [options.model, 1, options.seconds])
+        of_half += [2 * rate / alone for rate in both]
+        of_singles.append(sum(both) / sum(singles))
+        print(
+            f"alone {alone:.0f}, together {both[0]:.0f} and {both[1]:.0f}, "
+            f"one thread each {singles[0]:.0f} and {singles[1]:.0f}",
+            file=sys.stderr,
+        )
+    for name, kept in (("half the speed", of_half), ("one thread each", of_singles)):
+        print(f"of {name} {statistics.median(kept):.2f} ({min(kept):.2f}–{max(kept):.2f})")
 
 
 if __name__ == "__main__":

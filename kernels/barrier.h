@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "crowd.h"
+
 #include <atomic>
 #include <thread>
 
@@ -13,8 +15,9 @@ namespace mobilellm {
 
 class barrier {
   public:
-    // Returns once all n threads are here. What any of them wrote before, all of them see after.
-    void wait(int n) {
+    // Returns once all n threads are here. What any of them wrote before, all of them see after. Where a thread has to
+    // let others run, what it runs meanwhile is added to `waiting`.
+    void wait(int n, double * waiting = nullptr) {
         if (n == 1) {
             return;
         }
@@ -24,12 +27,18 @@ class barrier {
             phase_.store(phase + 1, std::memory_order_release);
             return;
         }
-        for (int i = 0; phase_.load(std::memory_order_acquire) == phase; ++i) {
-            if (i < patience) {
-                relax();
-            } else {
-                std::this_thread::yield();
+        for (int i = 0; i < patience; ++i) {
+            if (phase_.load(std::memory_order_acquire) != phase) {
+                return;
             }
+            relax();
+        }
+        const double start = waiting ? thread_seconds() : 0.0;
+        while (phase_.load(std::memory_order_acquire) == phase) {
+            std::this_thread::yield();
+        }
+        if (waiting) {
+            *waiting += thread_seconds() - start;
         }
     }
 

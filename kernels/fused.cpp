@@ -3,6 +3,7 @@
 #include "fused.h"
 
 #include "fused_step.h"
+#include "ggml-impl.h"
 #include "packed_buffer.h"
 
 #include <algorithm>
@@ -45,7 +46,7 @@ bool fused_step::knows(const fused_model & m) {
     const int64_t kv_size = m.n_head_kv * m.n_embd_head;
 
     bool yes = m.n_head % m.n_head_kv == 0 && m.n_embd_head % BLOCK == 0 && m.n_embd_head <= max_embd_head &&
-               is_vector(m.output_norm, m.n_embd);
+               is_vector(m.output_norm, m.n_embd) && (!m.output || is_matrix(m.output, m.n_embd, m.output->ne[1]));
     for (const fused_layer & l : m.layers) {
         yes = yes && is_vector(l.attn_norm, m.n_embd) && is_vector(l.ffn_norm, m.n_embd);
         yes = yes && is_matrix(l.wq, m.n_embd, q_size) && is_matrix(l.wk, m.n_embd, kv_size) &&
@@ -91,6 +92,9 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
             layers_[il].later = &layers_[il + 1];
         }
     }
+    if (m.output) {
+        output_ = as_matrix(m.output);
+    }
     const layer & block = layers_.front();
     block_size_         = size_of(block.qkv[0]) + size_of(block.qkv[1]) + size_of(block.qkv[2]) + size_of(block.wo) +
                   size_of(block.gate) + size_of(block.up) + size_of(block.down);
@@ -127,6 +131,7 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
     arena_.add(x_, m.n_tokens * m.n_embd);
     arena_.add(rope_, m.n_tokens * m.n_embd_head);
     arena_.add(seen_, n_chunks * m.n_kv);
+    add_activations(last_, m.n_outputs, m.n_embd);
     arena_.allocate();
 }
 
@@ -155,6 +160,10 @@ void fused_step::run(ggml_tensor * dst, int ith, int nth) {
     } else {
         share_tokens(r, ith, nth);
     }
+}
+
+int fused_step::n_threads() {
+    return model_.n_tokens <= max_few ? crowd_.threads() : max_threads;
 }
 
 // cos and sin of each pair, the angles multiplied up in float as ggml does
@@ -248,6 +257,22 @@ void fused_step::write_cell(const layer & l, const private_arrays & own, const f
     }
 }
 
+// The normed state of a token whose output is wanted: the result, or input of the output matrix.
+void fused_step::finish(const float * x, float * vector, activations * input, float * out) const {
+    const auto * weight = static_cast<const float *>(model_.output_norm->data);
+    ops_.rms_norm(x, weight, model_.n_embd, model_.eps, output_.data ? vector : out);
+    if (output_.data) {
+        kernels_.quantize(vector, model_.n_embd, input);
+    }
+}
+
+// This thread's rows of the logits of all outputs.
+void fused_step::project_output(const activations * input, float * out, int ith, int nth) const {
+    const range groups = share(output_.n_groups(), ith, nth);
+    kernels_.matmul(output_, groups.begin, groups.end, input, model_.n_outputs, out + groups.begin * GROUP,
+                    output_.n_rows, nullptr, nullptr);
+}
+
 // One token's attention of all heads, for the output projection.
 void fused_step::quantize_heads(float * heads, activations * out) const {
     if (model_.v_rotation) {
@@ -290,6 +315,13 @@ void destroy(fused_step * step) {
     delete step;
 }
 
+void plan(fused_step * step, ggml_tensor * node) {
+    ggml_custom_op_params params;
+    std::memcpy(&params, node->op_params, sizeof(params));
+    params.n_tasks = step->n_threads();
+    std::memcpy(node->op_params, &params, sizeof(params));
+}
+
 void run(ggml_tensor * dst, int ith, int nth, void * step) {
     static_cast<fused_step *>(step)->run(dst, ith, nth);
 }
@@ -299,7 +331,8 @@ void run(ggml_tensor * dst, int ith, int nth, void * step) {
 }  // namespace mobilellm
 
 void * mobilellm_proc_address(const char * name) {
-    static mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy, mobilellm::run };
+    static mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy, mobilellm::plan,
+                                                mobilellm::run };
     const bool                        wanted =
         std::strcmp(name, "mobilellm_fused") == 0 && mobilellm_kernels_wanted() == mobilellm_kernels::all;
     return wanted ? &fused : nullptr;

@@ -1,5 +1,5 @@
-// The blocks of a Llama-like model as one graph node: from the tokens' embeddings to the normed hidden states that
-// the output matrix is multiplied with. All threads run it and meet at barriers of their own.
+// A Llama-like model as one graph node: from the tokens' embeddings to their logits, or to the normed hidden states
+// that the output matrix is multiplied with. All threads run it and meet at barriers of their own.
 //
 // The thread count never changes a bit of the result for a batch of given size, nor do the other tokens: a row of a
 // matrix is summed by one thread, attention by the cells that a token sees alone, in an order that they give.
@@ -35,6 +35,7 @@ struct fused_layer {
 struct fused_model {
     std::vector<fused_layer> layers;
     const ggml_tensor *      output_norm;
+    const ggml_tensor *      output;  // nullptr: the normed states are the result, not the logits
 
     int64_t n_tokens;
     int64_t n_outputs;
@@ -66,9 +67,12 @@ struct fused_interface {
     fused_step * (*create)(const fused_model & model);
     void (*destroy)(fused_step * step);
 
-    // A ggml_custom_op_t; user data is the step, and dst (n_embd, at least n_outputs) has the sources
+    // Before each run: `node` gets as many threads as it can use.
+    void (*plan)(fused_step * step, ggml_tensor * node);
+
+    // A ggml_custom_op_t; user data is the step, and dst (n_vocab or n_embd, at least n_outputs) has the sources
     // 0: embeddings (n_embd, n_tokens), F32; 1: positions (n_tokens), I32; 2: cells to write (n_tokens), I64;
-    // 3: mask (n_kv, n_tokens), F32 or F16, 0 or -inf; 4: tokens (n_outputs) whose states are wanted, ascending, I32
+    // 3: mask (n_kv, n_tokens), F32 or F16, 0 or -inf; 4: tokens (n_outputs) that are wanted, ascending, I32
     void (*run)(ggml_tensor * dst, int ith, int nth, void * step);
 };
 

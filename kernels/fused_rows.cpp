@@ -32,6 +32,9 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
     const int64_t          n   = m.n_tokens;
     const private_arrays & own = private_[ith];
 
+    if (ith == 0) {
+        crowd_.begin();
+    }
     for (int64_t t = ith; t < n; t += nth) {
         n_cells_[t] = 0;
         for (int64_t cell = 0; cell < m.n_kv; ++cell) {
@@ -53,22 +56,25 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
     // much.
     const bool early = block_size_ / nth * 3 / 2 <= second_level_cache();
 
+    double     waiting = 0.0;
+    const auto meet    = [&] { barrier_.wait(nth, ith == 0 ? &waiting : nullptr); };
+
     for (const layer & l : layers_) {
         const layer * later = early ? l.later : nullptr;
 
         normalize(own, own.x, n, l.attn_norm);
         project_qkv(l, later, own.input, n, own.rope, qkv_, ith, nth);
-        barrier_.wait(nth);
+        meet();
 
         if (n > 1) {
             for (int64_t i = heads.begin; i < heads.end; ++i) {
                 const int64_t t = i / m.n_head_kv;
                 write_cell(l, own, qkv_ + t * qkv_size_, i % m.n_head_kv, r.cells[t] % m.kv_size);
             }
-            barrier_.wait(nth);
+            meet();
         }
         attend(l, r, own, ith, nth);
-        barrier_.wait(nth);
+        meet();
 
         for (int64_t t = 0; t < n; ++t) {
             const int64_t shards = t * max_shards;
@@ -78,21 +84,26 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         }
         kernels_.matmul(l.wo, rows.begin, rows.end, own.input, n, update_ + rows.begin * GROUP, m.n_embd,
                         at(l.gate, blocks.begin * group_blocks), later ? later->wo.data : nullptr);
-        barrier_.wait(nth);
+        meet();
 
         ops_.add(own.x, update_, n * m.n_embd);
         normalize(own, own.x, n, l.ffn_norm);
         feed_forward(l, later, own, n, blocks, hidden_, at(l.down, rows.begin));
-        barrier_.wait(nth);
+        meet();
 
         kernels_.matmul(l.down, rows.begin, rows.end, hidden_, n, update_ + rows.begin * GROUP, m.n_embd, nullptr,
                         later ? later->down.data : nullptr);
-        barrier_.wait(nth);
+        meet();
         ops_.add(own.x, update_, n * m.n_embd);
     }
-    for (int64_t i = ith; i < m.n_outputs; i += nth) {
-        ops_.rms_norm(own.x + r.outputs[i] * m.n_embd, static_cast<const float *>(m.output_norm->data), m.n_embd, m.eps,
-                      r.out + i * m.n_embd);
+    for (int64_t i = 0; i < m.n_outputs; ++i) {
+        finish(own.x + r.outputs[i] * m.n_embd, own.vector, token(own.input, i, m.n_embd), r.out + i * m.n_embd);
+    }
+    if (output_.data) {
+        project_output(own.input, r.out, ith, nth);
+    }
+    if (ith == 0) {
+        crowd_.end(nth, waiting);
     }
 }
 

@@ -7,6 +7,7 @@
 
 #include "arena.h"
 #include "barrier.h"
+#include "crowd.h"
 #include "fused.h"
 #include "fused_ops.h"
 #include "kernels.h"
@@ -74,7 +75,7 @@ struct fused_request {
     const int64_t *     cells;      // (n_tokens) where K and V go, in the whole cache
     const ggml_tensor * mask;
     const int32_t *     outputs;  // (n_outputs) tokens, ascending
-    float *             out;      // (n_outputs, n_embd)
+    float *             out;      // (n_outputs, n_vocab or n_embd)
 };
 
 // What a thread keeps to itself. n_few and n_chunk are the most tokens it computes with at a time.
@@ -100,6 +101,7 @@ class fused_step {
     explicit fused_step(const fused_model & model);
 
     void run(ggml_tensor * dst, int ith, int nth);
+    int  n_threads();  // the most for the next run
 
   private:
     void share_rows(const fused_request & r, int ith, int nth);
@@ -112,6 +114,8 @@ class fused_step {
                      const float * rope, float * qkv, int ith, int nth) const;
     void ready_for_scores(const layer & l, float * heads, int64_t n) const;
     void write_cell(const layer & l, const private_arrays & own, const float * qkv, int64_t head, int64_t cell) const;
+    void finish(const float * x, float * vector, activations * input, float * out) const;
+    void project_output(const activations * input, float * out, int ith, int nth) const;
     void quantize_heads(float * heads, activations * out) const;
     void feed_forward(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens, range blocks,
                       activations * hidden, const uint8_t * next) const;
@@ -129,6 +133,7 @@ class fused_step {
     const kernels &    kernels_ = best();
     const fused_ops &  ops_     = best_fused_ops();
     std::vector<layer> layers_;
+    matrix             output_{};  // without data where the states are the result
     int64_t            n_group_;
     int64_t            n_scores_;
     int64_t            q_size_;
@@ -137,6 +142,7 @@ class fused_step {
 
     arena          arena_;
     barrier        barrier_;
+    crowd          crowd_;
     private_arrays private_[max_threads];
 
     // shared
@@ -153,6 +159,7 @@ class fused_step {
     float *       x_;                      // (n_tokens, n_embd) the residual stream
     float *       rope_;                   // (n_tokens, n_embd_head)
     uint64_t *    seen_;                   // (chunks, n_kv) which tokens of the chunk see the cell
+    activations * last_;                   // (n_outputs, n_embd) of the output matrix
     std::vector<std::atomic<int>> taken_;  // chunks that a thread has taken up, between two barriers
 };
 

@@ -42,13 +42,14 @@ void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
                 continue;
             }
             for (const int32_t * output = first; output < last; ++output) {
-                ops_.rms_norm(x_ + *output * m.n_embd, static_cast<const float *>(m.output_norm->data), m.n_embd, m.eps,
-                              r.out + (output - r.outputs) * m.n_embd);
+                const int64_t o = output - r.outputs;
+                finish(x_ + *output * m.n_embd, own.vector, token(last_, o, m.n_embd), r.out + o * m.n_embd);
             }
         }
-        if (il < n_layer) {
-            barrier_.wait(nth);
-        }
+        barrier_.wait(nth);
+    }
+    if (output_.data) {
+        project_output(last_, r.out, ith, nth);
     }
 }
 

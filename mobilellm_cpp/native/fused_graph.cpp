@@ -77,14 +77,16 @@ bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
 
 // Keeps the step alive as long as the graph that runs it; a request that is no longer plain gets a new graph.
 struct graph_input_step : public llm_graph_input_i {
-    graph_input_step(fused_step * step, uint32_t n_layer) : step(step), n_layer(n_layer) {}
+    graph_input_step(fused_step * step, ggml_tensor * node, uint32_t n_layer) :
+        step(step), node(node), n_layer(n_layer) {}
     ~graph_input_step() override { fused_kernels()->destroy(step); }
 
-    void set_input(const llama_ubatch *) override {}
+    void set_input(const llama_ubatch *) override { fused_kernels()->plan(step, node); }
     bool can_reuse(const llm_graph_params & params) override { return is_plain(params, n_layer); }
 
-    fused_step * const step;
-    const uint32_t     n_layer;
+    fused_step * const  step;
+    ggml_tensor * const node;
+    const uint32_t      n_layer;
 };
 
 struct fused_graph : public llm_graph_context {
@@ -96,24 +98,34 @@ struct fused_graph : public llm_graph_context {
         if (!describe(model, m)) {
             return false;
         }
+        m.output          = cparams.cb_eval || model.output_s ? nullptr : model.output;
         fused_step * step = fused_kernels()->create(m);
+        if (!step && m.output) {  // a matrix of another type
+            m.output = nullptr;
+            step     = fused_kernels()->create(m);
+        }
         if (!step) {
             return false;
         }
-        res->add_input(std::make_unique<graph_input_step>(step, n_layer));
-
+        const int64_t n_rows = m.output ? m.output->ne[1] : n_embd;
         const auto *  kv     = build_attn_inp_kv();
         ggml_tensor * args[] = { build_inp_embd(model.tok_embd), build_inp_pos(), kv->get_k_idxs(), kv->get_kq_mask(),
                                  build_inp_out_ids() };
 
         // a node without elements is not run, but the cache must be written
-        ggml_tensor * states = ggml_custom_4d(ctx0, GGML_TYPE_F32, n_embd, std::max<int64_t>(n_outputs, 1), 1, 1, args,
-                                              5, fused_kernels()->run, GGML_N_TASKS_MAX, step);
-        ggml_build_forward_expand(gf, states);
-        res->t_embd   = ggml_view_2d(ctx0, states, n_embd, n_outputs, states->nb[1], 0);
-        res->t_logits = build_lora_mm(model.output, res->t_embd, model.output_s);
-        cb(res->t_embd, "result_norm", -1);
+        ggml_tensor * node = ggml_custom_4d(ctx0, GGML_TYPE_F32, n_rows, std::max<int64_t>(n_outputs, 1), 1, 1, args, 5,
+                                            fused_kernels()->run, GGML_N_TASKS_MAX, step);
+        res->add_input(std::make_unique<graph_input_step>(step, node, n_layer));
+
+        ggml_tensor * result = ggml_view_2d(ctx0, node, n_rows, n_outputs, node->nb[1], 0);
+        if (!m.output) {
+            res->t_embd = result;
+            cb(res->t_embd, "result_norm", -1);
+            result = build_lora_mm(model.output, result, model.output_s);
+        }
+        res->t_logits = result;
         cb(res->t_logits, "result_output", -1);
+        ggml_build_forward_expand(gf, node);
         ggml_build_forward_expand(gf, res->t_logits);
         return true;
     }

@@ -2,6 +2,7 @@
 // with ggml's own kernels, on any number of threads; and the step of fused.h on any number of threads. Prints a line;
 // the first mismatch ends it with exit code 1.
 
+#include "crowd.h"
 #include "fused.h"
 
 #include "ggml-backend.h"
@@ -9,6 +10,7 @@
 #include "ggml.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -182,6 +184,7 @@ struct small_model {
             static_cast<int32_t *>(outputs->data)[i] = 3 * i;
         }
 
+        fused.output           = nullptr;
         fused.n_tokens         = n_tokens;
         fused.n_outputs        = n_outputs;
         fused.n_embd           = n_embd;
@@ -282,6 +285,38 @@ void test_fused_step(ggml_backend_buffer_type_t type, int64_t n_tokens) {
     kept->destroy(step);
 }
 
+// A step of so many threads, of which the first worked and waited.
+void step(mobilellm::crowd & crowd, int n_threads, bool late) {
+    crowd.begin();
+    const double start = mobilellm::thread_seconds();
+    while (mobilellm::thread_seconds() < start + 2e-4) {
+    }
+    if (late) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    crowd.end(n_threads, 0.0);
+}
+
+void test_crowd() {
+    mobilellm::crowd crowd;
+    check(crowd.threads() >= 8, "a step gets fewer threads for no reason");
+    step(crowd, 8, true);
+    check(crowd.threads() >= 8, "one late step is too few");
+    step(crowd, 8, true);
+    check(crowd.threads() == 4, "late steps get half of the threads");
+    int n_steps = 0;
+    for (int n; (n = crowd.threads()) == 4; ++n_steps) {
+        step(crowd, 1, false);
+    }
+    check(n_steps > 2 && crowd.threads() >= 8, "more threads are tried again");
+    step(crowd, 8, true);
+    int n_later = 0;
+    for (int n; (n = crowd.threads()) == 4; ++n_later) {
+        step(crowd, 1, false);
+    }
+    check(n_later > n_steps, "and later each time");
+}
+
 }  // namespace
 
 int main() {
@@ -301,6 +336,7 @@ int main() {
             }
         }
     }
+    test_crowd();
     for (const int64_t n_tokens : { 1, 3, 12, 13, 100 }) {
         test_fused_step(type, n_tokens);
     }
