@@ -24,7 +24,7 @@ from mobilellm_cpp.cache import DEMO
 from mobilellm_cpp.library import llama_cpp
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
-F32, Q8_0, Q4_0, BF16 = 0, 8, 2, 30  # ggml_type
+F32, F16, Q8_0, Q4_0, BF16 = 0, 1, 8, 2, 30  # ggml_type
 SHAPE = {"layers": 3, "hidden": 384, "heads": 6, "kv_heads": 2, "ffn": 320, "dtype": "f32"}
 NOISE = 0.05  # of such a random model's logits, by flipped roundings; a wrong cell: 0.3 and more
 TOKENS = np.random.default_rng(1).integers(3, 512, 90).tolist()
@@ -58,6 +58,12 @@ def files(tmp_path_factory):
     convert_checkpoint(plain, folder / "reverse.gguf", type="q8_0", schedule="reverse")
     untied = make_checkpoint(folder / "untied", **SHAPE, tied=False, vocab=519)
     convert_checkpoint(untied, folder / "untied.gguf", type="q8_0")
+    # an output matrix of another type, which is multiplied by a node of its own
+    convert_checkpoint(untied, folder / "f32.gguf", type="f32")
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype, options.output_tensor_type = 7, F16
+    names = [str(folder / name).encode() for name in ("f32.gguf", "f16-head.gguf")]
+    assert llama_cpp.llama_model_quantize(*names, ctypes.byref(options)) == 0
     r1 = make_r1(folder / "r1", rope=[1, 0, 1], dtype="f32")
     convert_checkpoint(r1, folder / "r1.gguf", type="q8_0")
     pro = make_pro(folder / "pro", sliding=[0, 1, 1], dtype="f32")
@@ -229,7 +235,7 @@ def test_the_demo_model_says_the_same(demo, cache, whole):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("name", ["llama", "q4_0", "shared", "reverse", "untied", "r1"])
+@pytest.mark.parametrize("name", ["llama", "q4_0", "shared", "reverse", "untied", "f16-head", "r1"])
 def test_the_same_logits_as_the_ordinary_graph(files, ordinary, name, cache):
     fused = decode(files[name], TOKENS[:50], **CACHES[cache])
     other = ordinary(decode, files[name], TOKENS[:50], **CACHES[cache])
@@ -239,7 +245,7 @@ def test_the_same_logits_as_the_ordinary_graph(files, ordinary, name, cache):
 # up to 12 tokens share the rows of matrices among threads, more are taken in chunks of up to 48
 @pytest.mark.parametrize("n", [2, 12, 13, 49, 180])
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("name", ["llama", "shared", "untied", "r1"])
+@pytest.mark.parametrize("name", ["llama", "shared", "untied", "f16-head", "r1"])
 def test_batches_have_the_logits_of_the_ordinary_graph(files, ordinary, name, cache, n):
     def run():
         session = Session(load(files[name]), n_ctx=512, **CACHES[cache])
@@ -248,7 +254,9 @@ def test_batches_have_the_logits_of_the_ordinary_graph(files, ordinary, name, ca
         session.close()
         return np.concatenate([rows, again])
 
-    assert 0 < distance(run(), ordinary(run)) < NOISE
+    far = distance(run(), ordinary(run))
+    # states rounded to f16 for the head may come out the same
+    assert far < NOISE and (far > 0 or name == "f16-head")
 
 
 @pytest.mark.parametrize("n", [5, 12, 30, 90])
