@@ -1,6 +1,8 @@
 // The bare loop of llama.h, without sampling, over whichever libllama it is linked with.
 //
 //     loop MODEL THREADS first N                      prints a line as soon as the token after N prompt tokens is there
+//     loop MODEL THREADS load                         prints the seconds until the model is loaded, and from the same
+//                                                     start until one token is decoded
 //     loop MODEL THREADS time FLASH KV N [DEPTH=N]…   prints tokens/s: prefill of N (0: left out), then for each
 //                                                     depth, in rising order, N decoded tokens
 //
@@ -23,24 +25,34 @@ namespace {
     std::exit(1);
 }
 
+using clock_type = std::chrono::steady_clock;
+
+double seconds_since(clock_type::time_point start) {
+    return std::chrono::duration<double>(clock_type::now() - start).count();
+}
+
 double median(std::vector<double> values) {
     std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
     return values[values.size() / 2];
 }
 
 struct session {
-    llama_model *   model;
-    llama_context * context;
-    llama_memory_t  memory;
-    int             n_past = 0;
+    llama_model *          model;
+    llama_context *        context;
+    llama_memory_t         memory;
+    clock_type::time_point began;
+    double                 load_seconds;
+    int                    n_past = 0;
 
     session(const char * path, int n_threads, bool flash, ggml_type kv) {
         llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
         llama_backend_init();
+        began = clock_type::now();
         model = llama_model_load_from_file(path, llama_model_default_params());
         if (!model) {
             fail("the model does not load");
         }
+        load_seconds                = seconds_since(began);
         llama_context_params params = llama_context_default_params();
         params.n_ctx                = 2048;
         params.n_threads            = n_threads;
@@ -62,13 +74,13 @@ struct session {
         for (int i = 0; i < n; i++) {
             tokens[i] = (5 + n_past + i) % n_vocab;
         }
-        const auto start = std::chrono::steady_clock::now();
+        const auto start = clock_type::now();
         if (n > 0 && llama_decode(context, llama_batch_get_one(tokens.data(), n)) != 0) {
             fail("llama_decode");
         }
         llama_synchronize(context);
         n_past += n;
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        return seconds_since(start);
     }
 
     void clear() {
@@ -80,8 +92,14 @@ struct session {
 }  // namespace
 
 int main(int argc, char ** argv) {
-    const std::string mode = argc < 5 ? "" : argv[3];
-    if (mode == "first") {
+    const std::string mode = argc < 4 ? "" : argv[3];
+    if (mode == "load") {
+        session s(argv[1], std::atoi(argv[2]), true, GGML_TYPE_F16);
+        s.run(1);
+        std::printf("%.6g\n%.6g\n", s.load_seconds, seconds_since(s.began));
+        return 0;
+    }
+    if (mode == "first" && argc > 4) {
         session s(argv[1], std::atoi(argv[2]), true, GGML_TYPE_F16);
         s.run(std::atoi(argv[4]));
         const float * logits = llama_get_logits_ith(s.context, -1);

@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ("125M", "350M")
 PROMPT, MADE = 64, 64  # tokens of the prompt when a process starts; tokens made in a stream
+LOADS = 9  # processes a figure of loading is the median of
 STEPS = {64: 64, 512: 32, 1536: 32}  # depth: tokens decoded there
 
 # What a user of Python sees: tokens/s of the bare loop of llama.h, and of MobileLLM.stream, each
@@ -127,6 +128,15 @@ class Build:
         """Seconds from the start of a process to the first token after a prompt."""
         command = [str(self.loop), str(model), str(threads), "first", str(PROMPT)]
         return float(python(WATCH, [command, 0])[0])
+
+    def load(self, model: Path, threads: int) -> list[float]:
+        """Seconds until the model is loaded, and from the same start until a token is decoded, with
+        the file in the page cache."""
+        with model.open("rb") as file:
+            while file.read(1 << 20):
+                pass
+        command = [str(self.loop), str(model), str(threads), "load"]
+        return [float(x) for x in output(command, **self.env).split()]
 
 
 class Bench:
@@ -331,6 +341,33 @@ def sharing(bench: Bench) -> Iterator[Figure]:
         )
 
 
+def load(bench: Bench) -> Iterator[Figure]:
+    """Loading, each time in a fresh process."""
+    for type in ("q4_0", "q8_0"):
+        model = bench.model("base", type)
+
+        def work(model: Path = model) -> dict[str, float]:
+            pairs = [(bench.ours.load(model, 2), bench.stock.load(model, 2)) for _ in range(LOADS)]
+            return {
+                f"{who} {i}": statistics.median(pair[side][i] for pair in pairs)
+                for side, who in enumerate(("ours", "stock"))
+                for i in (0, 1)
+            }
+
+        found = bench.repeat(f"load {type}", work)
+        for i, (name, goal) in enumerate(
+            [
+                (f"load base {type.upper()}: time, ours / stock", "≤ 1.5 at 125M"),
+                ("the same, and decode one token", ""),
+            ]
+        ):
+            ours, stock = found[f"ours {i}"], found[f"stock {i}"]
+            note = (
+                f", {1e3 * statistics.median(ours):.0f} : {1e3 * statistics.median(stock):.0f} ms"
+            )
+            yield Figure(name, goal, ratios(ours, stock), note=note)
+
+
 def start(bench: Bench) -> Iterator[Figure]:
     """From the start of a process to its first token, and Python's loop against C's."""
     from mobilellm_cpp import MobileLLM
@@ -375,7 +412,7 @@ def start(bench: Bench) -> Iterator[Figure]:
         )
 
 
-PARTS = {"decode": decode, "sharing": sharing, "start": start}
+PARTS = {"decode": decode, "sharing": sharing, "load": load, "start": start}
 
 
 def threads_text(n: int) -> str:

@@ -1,5 +1,6 @@
 #include "packed_buffer.h"
 
+#include "crew.h"
 #include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
@@ -10,12 +11,11 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #ifdef __linux__
@@ -26,12 +26,10 @@ namespace mobilellm {
 
 namespace {
 
-constexpr size_t HUGE_PAGE = 2 << 20;
-
 // Up to so many tokens each thread quantizes the input for itself: cheaper than to meet at a barrier.
 constexpr int64_t OWN_TOKENS = 4;
 
-constexpr size_t BYTES_A_THREAD = 128 * 1024;  // to pack; below, a thread costs more than it does
+constexpr size_t BYTES_A_SHARE = 64 * 1024;  // that a thread packs before it takes the next
 
 bool fits(const ggml_tensor * tensor) {
     return packable(tensor->type, tensor->ne[0]) && tensor->ne[1] >= GROUP && ggml_is_matrix(tensor) &&
@@ -80,6 +78,10 @@ struct packed_buffer {
     size_t                                      size;
     std::vector<std::unique_ptr<packed_tensor>> tensors;
     std::atomic<packed_tensor *>                last{ nullptr };  // that was multiplied
+
+    std::mutex            filling;
+    std::unique_ptr<crew> fillers;
+    int64_t               n_unset = 0;  // packed tensors without data
 };
 
 const float * row_of(const ggml_tensor * tensor, int64_t row) {
@@ -168,6 +170,7 @@ packed_buffer & context_of(ggml_backend_buffer_t buffer) {
 
 void free_buffer(ggml_backend_buffer_t buffer) {
     packed_buffer * context = &context_of(buffer);
+    context->fillers.reset();
     ::operator delete[](context->memory, std::align_val_t(HUGE_PAGE));
     delete context;
 }
@@ -183,38 +186,36 @@ ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
         packed_buffer & context = context_of(buffer);
         context.tensors.push_back(std::make_unique<packed_tensor>(context, m));
         tensor->extra = context.tensors.back().get();
+        ++context.n_unset;
     }
     return GGML_STATUS_SUCCESS;
 }
 
-void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     if (!extra_of(tensor)) {
         std::memcpy(static_cast<uint8_t *>(tensor->data) + offset, data, size);
         return;
     }
     GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor));
-    const matrix  m     = extra_of(tensor)->m;
-    const int64_t limit = std::min<int64_t>(size / BYTES_A_THREAD, std::thread::hardware_concurrency());
-    const int64_t n     = std::max<int64_t>(std::min(limit, m.n_groups()), 1);
+    packed_buffer & context = context_of(buffer);
+    const matrix    m       = extra_of(tensor)->m;
+    auto *          out     = static_cast<uint8_t *>(tensor->data);
 
-    std::atomic<int64_t> next{ 0 };
-    const auto           work = [&] {
-        for (int64_t i; (i = next++) < n;) {
-            pack(m.type, m.n_cols, m.n_rows, data, m.n_groups() * i / n, m.n_groups() * (i + 1) / n,
-                           static_cast<uint8_t *>(tensor->data));
-        }
-    };
-    std::vector<std::thread> threads;
-    try {
-        while (int64_t(threads.size()) + 1 < n) {
-            threads.emplace_back(work);
-        }
-    } catch (const std::exception &) {
-        // as many as the system gives; all shares are taken all the same
+    const std::lock_guard<std::mutex> lock(context.filling);
+    if (!context.fillers) {
+        pack(m.type, m.n_cols, m.n_rows, data, 0, m.n_groups(), out);
+        return;
     }
-    work();
-    for (std::thread & thread : threads) {
-        thread.join();
+    const size_t  bytes = group_size(m.type, m.n_cols);
+    const int64_t step  = std::max<int64_t>(BYTES_A_SHARE / bytes, 1);
+    context.fillers->share((m.n_groups() + step - 1) / step, [&](int64_t i) {
+        const int64_t g0 = i * step;
+        const int64_t g1 = std::min(g0 + step, m.n_groups());
+        context.fillers->prepare(out + g0 * bytes, (g1 - g0) * bytes);
+        pack(m.type, m.n_cols, m.n_rows, data, g0, g1, out);
+    });
+    if (--context.n_unset <= 0) {
+        context.fillers.reset();
     }
 }
 
@@ -259,9 +260,10 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
     functions.get_tensor            = get_tensor;
     functions.clear                 = clear;
 
-    auto * context  = new packed_buffer;
-    context->memory = memory;
-    context->size   = size;
+    auto * context   = new packed_buffer;
+    context->memory  = memory;
+    context->size    = size;
+    context->fillers = std::make_unique<crew>(memory, size);
     return ggml_backend_buffer_init(type, functions, context, size);
 }
 

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cstring>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 #ifdef MOBILELLM_AVX2
 #include <cpuid.h>
 #endif
@@ -71,6 +74,37 @@ void to_gguf_q2_0(const uint8_t * in, uint8_t * out) {
     }
 }
 
+// Four bytes of each row of a group, chunk by chunk.
+template <int CHUNKS>
+void interleave(const uint8_t * rows, size_t row_size, uint8_t * quants) {
+#ifdef __SSE2__
+    for (int64_t r = 0; r < GROUP; r += 4) {
+        for (int i = 0; i < CHUNKS; i += 4) {
+            const auto load = [&](int64_t k) {
+                return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + (r + k) * row_size + 4 * i));
+            };
+            const auto store = [&](int k, __m128i x) {
+                _mm_storeu_si128(reinterpret_cast<__m128i *>(quants + 64 * (i + k) + 4 * r), x);
+            };
+            const __m128i low01  = _mm_unpacklo_epi32(load(0), load(1));
+            const __m128i low23  = _mm_unpacklo_epi32(load(2), load(3));
+            const __m128i high01 = _mm_unpackhi_epi32(load(0), load(1));
+            const __m128i high23 = _mm_unpackhi_epi32(load(2), load(3));
+            store(0, _mm_unpacklo_epi64(low01, low23));
+            store(1, _mm_unpackhi_epi64(low01, low23));
+            store(2, _mm_unpacklo_epi64(high01, high23));
+            store(3, _mm_unpackhi_epi64(high01, high23));
+        }
+    }
+#else
+    for (int64_t r = 0; r < GROUP; ++r) {
+        for (int i = 0; i < CHUNKS; ++i) {
+            std::memcpy(quants + 64 * i + 4 * r, rows + r * row_size + 4 * i, 4);
+        }
+    }
+#endif
+}
+
 // A constant number of chunks: loading a model is mostly this loop.
 template <ggml_type TYPE, int CHUNKS>
 void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g0, int64_t g1, uint8_t * out) {
@@ -85,28 +119,30 @@ void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g
         const uint8_t * row   = rows + g * GROUP * row_size;
         const int64_t   n     = std::min(GROUP, n_rows - g * GROUP);
 
-        if (n < GROUP) {
-            std::memset(group, 0, size);
-        } else {
-            std::memset(group + n_blocks * GROUP * 2, 0, scales - n_blocks * GROUP * 2);
-        }
+        std::memset(group, 0, n < GROUP ? scales : 0);
+        std::memset(group + n_blocks * GROUP * 2, 0, scales - n_blocks * GROUP * 2);
         for (int64_t b = 0; b < n_blocks; ++b) {
             uint8_t * quants = group + scales + b * CHUNKS * 64;
+            uint8_t   blocks[GROUP * 4 * CHUNKS];  // as they are interleaved, where that is not as they are stored
             for (int64_t r = 0; r < n; ++r) {
                 const uint8_t * in = row + r * row_size + b * bytes;
 #ifdef __GNUC__
                 __builtin_prefetch(row + GROUP * row_size + (b * GROUP + r) * bytes);  // of the next group
 #endif
                 std::memcpy(group + 2 * (GROUP * b + r), in, 2);
-                uint8_t block[4 * CHUNKS];
                 if (TYPE == GGML_TYPE_Q2_0) {
-                    from_gguf_q2_0(in + 2, block);
-                } else {
-                    std::memcpy(block, in + 2, 4 * CHUNKS);
+                    from_gguf_q2_0(in + 2, blocks + 4 * CHUNKS * r);
+                } else if (n < GROUP) {
+                    std::memcpy(blocks + 4 * CHUNKS * r, in + 2, 4 * CHUNKS);
                 }
-                for (int i = 0; i < CHUNKS; ++i) {
-                    std::memcpy(quants + 64 * i + 4 * r, block + 4 * i, 4);
-                }
+            }
+            if (n < GROUP) {
+                std::memset(blocks + 4 * CHUNKS * n, 0, 4 * CHUNKS * (GROUP - n));
+            }
+            if (TYPE == GGML_TYPE_Q2_0 || n < GROUP) {
+                interleave<CHUNKS>(blocks, 4 * CHUNKS, quants);
+            } else {
+                interleave<CHUNKS>(row + b * bytes + 2, row_size, quants);
             }
         }
     }

@@ -120,6 +120,46 @@ void test_support(ggml_backend_t backend, const weights & w, const std::string &
     }
 }
 
+// A buffer that several threads fill. Its matrices are set by threads of their own, the last twice; and a buffer freed
+// before it is full.
+void test_filling(ggml_backend_buffer_type_t packed_type) {
+    constexpr int64_t n_cols = 640, n_rows = 5100, n_tensors = 6;
+
+    const auto create = [&](const context & ctx, std::vector<ggml_tensor *> & tensors) {
+        for (int i = 0; i < n_tensors; ++i) {
+            tensors.push_back(ggml_new_tensor_2d(ctx.get(), GGML_TYPE_Q8_0, n_cols, n_rows + i));
+        }
+        return allocate(ctx, packed_type);
+    };
+    for (const int n_set : { 0, 1, int(n_tensors) }) {
+        const context                     ctx = new_context();
+        std::vector<ggml_tensor *>        tensors;
+        const buffer                      memory = create(ctx, tensors);
+        std::vector<std::vector<uint8_t>> rows;
+        std::vector<std::thread>          threads;
+        for (int i = 0; i < n_set; ++i) {
+            rows.emplace_back(ggml_nbytes(tensors[i]));
+            std::generate(rows[i].begin(), rows[i].end(), [] { return uint8_t(generator()); });
+        }
+        for (int i = 0; i < n_set; ++i) {
+            const auto set = [&, i] { ggml_backend_tensor_set(tensors[i], rows[i].data(), 0, rows[i].size()); };
+            threads.emplace_back(set);
+        }
+        for (std::thread & thread : threads) {
+            thread.join();
+        }
+        if (n_set == n_tensors) {
+            std::reverse(rows[5].begin(), rows[5].end());
+            ggml_backend_tensor_set(tensors[5], rows[5].data(), 0, rows[5].size());
+        }
+        for (int i = 0; i < n_set; ++i) {
+            std::vector<uint8_t> got(rows[i].size());
+            ggml_backend_tensor_get(tensors[i], got.data(), 0, got.size());
+            check(got == rows[i], "a matrix of a large buffer is not what was set");
+        }
+    }
+}
+
 std::vector<float> computed(ggml_backend_t backend, int n_threads, ggml_tensor * weight, const std::vector<float> & x) {
     const context ctx    = new_context();
     ggml_tensor * input  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, weight->ne[0], x.size() / weight->ne[0]);
@@ -337,6 +377,7 @@ int main() {
         }
     }
     test_crowd();
+    test_filling(type);
     for (const int64_t n_tokens : { 1, 3, 12, 13, 100 }) {
         test_fused_step(type, n_tokens);
     }
