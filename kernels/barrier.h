@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "crowd.h"
+#include "thread_limit.h"
 
 #include <atomic>
 #include <thread>

@@ -163,7 +163,7 @@ void fused_step::run(ggml_tensor * dst, int ith, int nth) {
 }
 
 int fused_step::n_threads() {
-    return model_.n_tokens <= max_few ? crowd_.threads() : max_threads;
+    return model_.n_tokens <= max_few ? thread_limit_.threads() : max_threads;
 }
 
 // cos and sin of each pair, the angles multiplied up in float as ggml does

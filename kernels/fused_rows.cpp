@@ -33,7 +33,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
     const private_arrays & own = private_[ith];
 
     if (ith == 0) {
-        crowd_.begin();
+        thread_limit_.begin();
     }
     for (int64_t t = ith; t < n; t += nth) {
         n_cells_[t] = 0;
@@ -103,7 +103,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         project_output(own.input, r.out, ith, nth);
     }
     if (ith == 0) {
-        crowd_.end(nth, waiting);
+        thread_limit_.end(nth, waiting);
     }
 }
 

@@ -7,10 +7,10 @@
 
 #include "arena.h"
 #include "barrier.h"
-#include "crowd.h"
 #include "fused.h"
 #include "fused_ops.h"
 #include "kernels.h"
+#include "thread_limit.h"
 
 #include <atomic>
 #include <cstdint>
@@ -142,7 +142,7 @@ class fused_step {
 
     arena          arena_;
     barrier        barrier_;
-    crowd          crowd_;
+    thread_limit   thread_limit_;
     private_arrays private_[max_threads];
 
     // shared

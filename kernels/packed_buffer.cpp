@@ -1,6 +1,6 @@
 #include "packed_buffer.h"
 
-#include "crew.h"
+#include "filling_threads.h"
 #include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
@@ -79,9 +79,9 @@ struct packed_buffer {
     std::vector<std::unique_ptr<packed_tensor>> tensors;
     std::atomic<packed_tensor *>                last{ nullptr };  // that was multiplied
 
-    std::mutex            filling;
-    std::unique_ptr<crew> fillers;
-    int64_t               n_unset = 0;  // packed tensors without data
+    std::mutex                       filling;
+    std::unique_ptr<filling_threads> fillers;
+    int64_t                          n_unset = 0;  // packed tensors without data
 };
 
 const float * row_of(const ggml_tensor * tensor, int64_t row) {
@@ -263,7 +263,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
     auto * context   = new packed_buffer;
     context->memory  = memory;
     context->size    = size;
-    context->fillers = std::make_unique<crew>(memory, size);
+    context->fillers = std::make_unique<filling_threads>(memory, size);
     return ggml_backend_buffer_init(type, functions, context, size);
 }
 

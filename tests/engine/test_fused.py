@@ -414,6 +414,21 @@ def test_a_kept_prefix_gives_the_same_bits(files):
     session.close()
 
 
+def test_a_shift_where_the_cache_holds_no_rotated_keys(tmp_path):
+    """Heads that do not divide by 64, in a q8_0 cache: upstream dereferenced null."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", **{**SHAPE, "heads": 4, "kv_heads": 1})
+    convert_checkpoint(checkpoint, tmp_path / "96.gguf", type="q8_0")
+    rows = []
+    for cache in ("f16", "q8_0"):
+        session = Session(load(tmp_path / "96.gguf"), **CACHES[cache])
+        session.run(TOKENS[:30])
+        assert llama_cpp.llama_memory_seq_rm(session.memory, 0, 4, 14)
+        llama_cpp.llama_memory_seq_add(session.memory, 0, 14, -1, -10)
+        rows.append(session.run(TOKENS[30:40], first=20))
+        session.close()
+    assert 0 < distance(*rows) < NOISE
+
+
 @pytest.mark.parametrize("cache", CACHES)
 def test_saved_states_pass_between_the_graphs(files, ordinary, cache):
     llm = load(files["q4_0"])

@@ -2,8 +2,8 @@
 // with ggml's own kernels, on any number of threads; and the step of fused.h on any number of threads. Prints a line;
 // the first mismatch ends it with exit code 1.
 
-#include "crowd.h"
 #include "fused.h"
+#include "thread_limit.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
@@ -326,33 +326,33 @@ void test_fused_step(ggml_backend_buffer_type_t type, int64_t n_tokens) {
 }
 
 // A step of so many threads, of which the first worked and waited.
-void step(mobilellm::crowd & crowd, int n_threads, bool late) {
-    crowd.begin();
+void step(mobilellm::thread_limit & limit, int n_threads, bool late) {
+    limit.begin();
     const double start = mobilellm::thread_seconds();
     while (mobilellm::thread_seconds() < start + 2e-4) {
     }
     if (late) {
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
-    crowd.end(n_threads, 0.0);
+    limit.end(n_threads, 0.0);
 }
 
-void test_crowd() {
-    mobilellm::crowd crowd;
-    check(crowd.threads() >= 8, "a step gets fewer threads for no reason");
-    step(crowd, 8, true);
-    check(crowd.threads() >= 8, "one late step is too few");
-    step(crowd, 8, true);
-    check(crowd.threads() == 4, "late steps get half of the threads");
+void test_thread_limit() {
+    mobilellm::thread_limit limit;
+    check(limit.threads() >= 8, "a step gets fewer threads for no reason");
+    step(limit, 8, true);
+    check(limit.threads() >= 8, "one late step is too few");
+    step(limit, 8, true);
+    check(limit.threads() == 4, "late steps get half of the threads");
     int n_steps = 0;
-    for (int n; (n = crowd.threads()) == 4; ++n_steps) {
-        step(crowd, 1, false);
+    for (int n; (n = limit.threads()) == 4; ++n_steps) {
+        step(limit, 1, false);
     }
-    check(n_steps > 2 && crowd.threads() >= 8, "more threads are tried again");
-    step(crowd, 8, true);
+    check(n_steps > 2 && limit.threads() >= 8, "more threads are tried again");
+    step(limit, 8, true);
     int n_later = 0;
-    for (int n; (n = crowd.threads()) == 4; ++n_later) {
-        step(crowd, 1, false);
+    for (int n; (n = limit.threads()) == 4; ++n_later) {
+        step(limit, 1, false);
     }
     check(n_later > n_steps, "and later each time");
 }
@@ -376,7 +376,7 @@ int main() {
             }
         }
     }
-    test_crowd();
+    test_thread_limit();
     test_filling(type);
     for (const int64_t n_tokens : { 1, 3, 12, 13, 100 }) {
         test_fused_step(type, n_tokens);

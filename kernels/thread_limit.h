@@ -26,7 +26,7 @@ inline double thread_seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-class crowd {
+class thread_limit {
   public:
     // The most threads for the next step.
     int threads() {

@@ -20,9 +20,9 @@ namespace mobilellm {
 
 constexpr size_t HUGE_PAGE = 2 << 20;
 
-class crew {
+class filling_threads {
   public:
-    crew(uint8_t * memory, size_t size) : memory(memory), ready((size + HUGE_PAGE - 1) / HUGE_PAGE) {
+    filling_threads(uint8_t * memory, size_t size) : memory(memory), ready((size + HUGE_PAGE - 1) / HUGE_PAGE) {
         const size_t limit = std::min<size_t>(size / BYTES_A_THREAD, std::thread::hardware_concurrency());
         try {
             while (threads.size() + 1 < limit) {
@@ -33,7 +33,7 @@ class crew {
         }
     }
 
-    ~crew() {
+    ~filling_threads() {
         {
             const std::lock_guard<std::mutex> lock(mutex);
             over      = true;
