@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
@@ -15,7 +16,7 @@ class arena {
   public:
     template <typename T>
     void add(T *& array, int64_t n) {
-        arrays_.push_back({ reinterpret_cast<void **>(&array), size_ });
+        arrays_.push_back({ &array, size_ });
         size_ += (n * sizeof(T) + cache_line - 1) / cache_line * cache_line;
     }
 
@@ -23,7 +24,8 @@ class arena {
     void allocate() {
         memory_.reset(static_cast<uint8_t *>(::operator new(size_, std::align_val_t(cache_line))));
         for (const auto & [array, offset] : arrays_) {
-            *array = memory_.get() + offset;
+            const void * begin = memory_.get() + offset;
+            std::memcpy(array, &begin, sizeof(begin));
         }
     }
 
@@ -34,9 +36,9 @@ class arena {
         void operator()(uint8_t * p) const { ::operator delete(p, std::align_val_t(cache_line)); }
     };
 
-    std::vector<std::pair<void **, size_t>> arrays_;
-    std::unique_ptr<uint8_t, free>          memory_;
-    size_t                                  size_ = 0;
+    std::vector<std::pair<void *, size_t>> arrays_;  // a pointer to fill in, and its offset
+    std::unique_ptr<uint8_t, free>         memory_;
+    size_t                                 size_ = 0;
 };
 
 }  // namespace mobilellm

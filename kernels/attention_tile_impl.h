@@ -1,14 +1,18 @@
 // Attention for several tokens at a time: the products of fused_ops.h's attention_tile as register-tiled
 // matrix-matrix multiplications, softmax on the way (Milakov and Gimelshein, arXiv 1805.02867).
 //
-// What a token gets depends on nothing but the cells it sees, bit for bit: cells are taken in blocks that begin at
-// multiples of tile_cells, products are summed in the order of cells, and those of cells that it does not see are zero.
+// What a token gets depends on nothing but the cells it sees and their numbers, bit for bit: cells are taken in blocks
+// that begin at multiples of tile_cells, products are summed in the order of cells, and those of cells that it does not
+// see are zero.
 
 #pragma once
 
 #include "cache_rows.h"
 #include "fused_ops.h"
 #include "lanes.h"
+
+#include <cmath>
+#include <cstring>
 
 namespace {
 
@@ -105,15 +109,15 @@ struct running_softmax {
 
 // scores (n_cells, tile_tokens) -> exp(score - largest), zero where a token does not see the cell
 template <typename L>
-void soften_block(float * scores, const uint64_t * seen, int64_t n_cells, bool all_seen, int64_t columns,
-                  running_softmax & state) {
+void soften_block(float * scores, const uint64_t * seen, int64_t first_bit, int64_t n_cells, bool all_seen,
+                  int64_t columns, running_softmax & state) {
     const auto lowest = L::set1(-1e30f);
     for (int64_t t = 0; t < columns; t += L::width) {
         const auto before = L::load(state.largest + t);
         auto       high   = before;
         for (int64_t c = 0; c < n_cells; ++c) {
             const auto x = L::load(scores + c * tile_tokens + t);
-            high         = L::max(high, all_seen ? x : L::select(seen[c] >> t, x, lowest));
+            high         = L::max(high, all_seen ? x : L::select(seen[c] >> (first_bit + t), x, lowest));
         }
         const auto keep = L::exp(L::sub(before, high));
         auto       sum  = L::mul(L::load(state.sum + t), keep);
@@ -121,7 +125,7 @@ void soften_block(float * scores, const uint64_t * seen, int64_t n_cells, bool a
             float * score = scores + c * tile_tokens + t;
             auto    p     = L::exp(L::sub(L::load(score), high));
             if (!all_seen) {
-                p = L::select(seen[c] >> t, p, L::zero());
+                p = L::select(seen[c] >> (first_bit + t), p, L::zero());
             }
             L::store(score, p);
             sum = L::add(sum, p);
@@ -132,6 +136,29 @@ void soften_block(float * scores, const uint64_t * seen, int64_t n_cells, bool a
     }
 }
 
+// Zero times what is not finite is not zero: such rows become zero, and the result is who sees one of them.
+template <typename L>
+uint64_t clear_not_finite(float * rows, const uint64_t * seen, int64_t n_cells, int64_t n_embd_head) {
+    const auto finite = [&](int64_t first, int64_t last) {
+        auto sum = L::zero();
+        for (int64_t i = first * n_embd_head; i < last * n_embd_head; i += L::width) {
+            const auto x = L::load(rows + i);
+            sum          = L::add(sum, L::sub(x, x));
+        }
+        return L::sum(sum) == 0.0f;
+    };
+    uint64_t who = 0;
+    if (!finite(0, n_cells)) {
+        for (int64_t c = 0; c < n_cells; ++c) {
+            if (!finite(c, c + 1)) {
+                std::memset(rows + c * n_embd_head, 0, n_embd_head * sizeof(float));
+                who |= seen[c];
+            }
+        }
+    }
+    return who;
+}
+
 template <typename L>
 void attend_tile_on(const attention_tile & a) {
     constexpr int64_t T   = tile_tokens;
@@ -139,7 +166,8 @@ void attend_tile_on(const attention_tile & a) {
 
     const int64_t n        = a.n_embd_head;
     const int64_t padded   = (a.n_tokens + pad - 1) / pad * pad;  // tokens
-    const auto    everyone = ~uint64_t(0) >> (64 - a.n_tokens);
+    const auto    everyone = ~uint64_t(0) >> (64 - a.n_tokens) << a.first_bit;
+    uint64_t      spoilt   = 0;  // who sees a V that is not finite
 
     float * k      = a.work;
     float * v      = k + tile_cells * n;
@@ -169,18 +197,20 @@ void attend_tile_on(const attention_tile & a) {
         const int64_t rows    = (n_cells + L::tile - 1) / L::tile * L::tile;
         read_cells<L>(a.k, a.cells + first, n_cells, n, k);
         read_cells<L>(a.v, a.cells + first, n_cells, n, v);
+        spoilt |= clear_not_finite<L>(v, a.seen + first, n_cells, n);
         std::memset(k + n_cells * n, 0, (rows - n_cells) * n * sizeof(float));
 
         for (int g = 0; g < a.n_group; ++g) {
             multiply_add<L>(k, n, 1, rows, q + g * n * T, T, n, padded, scores, T, nullptr);
-            soften_block<L>(scores, a.seen + first, n_cells, seen == everyone, padded, states[g]);
+            soften_block<L>(scores, a.seen + first, a.first_bit, n_cells, seen == everyone, padded, states[g]);
             multiply_add<L>(scores, 1, T, padded, v, n, n_cells, n, out + g * n * T, n, states[g].keep);
         }
     }
 
     for (int g = 0; g < a.n_group; ++g) {
         for (int64_t t = 0; t < a.n_tokens; ++t) {
-            const auto    total = L::set1(states[g].sum[t]);
+            const bool    bad   = spoilt >> (a.first_bit + t) & 1;
+            const auto    total = L::set1(bad ? NAN : states[g].sum[t]);
             const float * x     = out + (g * T + t) * n;
             float *       y     = a.out + t * a.out_stride + g * n;
             for (int64_t e = 0; e < n; e += L::width) {

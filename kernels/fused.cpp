@@ -99,39 +99,46 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
     block_size_         = size_of(block.qkv[0]) + size_of(block.qkv[1]) + size_of(block.qkv[2]) + size_of(block.wo) +
                   size_of(block.gate) + size_of(block.up) + size_of(block.down);
 
-    const int64_t longest  = std::max({ m.n_embd, m.n_ff, q_size_ });
-    const int64_t n_few    = std::min(m.n_tokens, max_few);
-    const int64_t n_chunk  = std::min(m.n_tokens, tile_tokens);
-    const int64_t n_chunks = std::min(m.n_tokens, m.n_tokens / tile_tokens + max_threads);
+    few_ = m.n_tokens <= std::min(max_few, few_a_seq * std::max(m.n_seqs, int64_t(1)));
 
-    const auto add_activations = [&](activations *& array, int64_t n_tokens, int64_t n_cols) {
-        arena_.add(array, n_tokens * activation_size(n_cols) / sizeof(activations) + 1);
+    const int64_t longest = std::max({ m.n_embd, m.n_ff, q_size_ });
+    const int64_t n       = few_ ? m.n_tokens : std::min(m.n_tokens, tile_tokens);
+    const int64_t n_lists = few_ ? m.n_tokens : std::min(m.n_tokens, m.n_tokens / tile_tokens + max_threads);
+
+    const auto add_activations = [&](activations *& array, int64_t n_rows, int64_t n_cols) {
+        arena_.add(array, n_rows * activation_size(n_cols) / sizeof(activations) + 1);
     };
     for (private_arrays & own : private_) {
         arena_.add(own.vector, std::max(longest, slice_floats));
         arena_.add(own.gate, slice_floats);
         arena_.add(own.up, slice_floats);
-        add_activations(own.input, std::max(n_few, n_chunk), longest);
-        arena_.add(own.x, n_few * m.n_embd);
-        arena_.add(own.rope, n_few * m.n_embd_head);
-        arena_.add(own.q, q_size_);
-        arena_.add(own.scores, n_group_ * n_scores_);
-        arena_.add(own.rows, n_chunk * std::max(q_size_, m.n_embd));
-        add_activations(own.hidden, n_chunk, m.n_ff);
-        arena_.add(own.tile, attention_tile_work(m.n_embd_head, n_group_));
+        add_activations(own.input, n, longest);
+        if (few_) {
+            arena_.add(own.x, n * m.n_embd);
+            arena_.add(own.rope, n * m.n_embd_head);
+            arena_.add(own.q, q_size_);
+            arena_.add(own.scores, n_group_ * n_scores_);
+        } else {
+            arena_.add(own.rows, n * std::max(q_size_, m.n_embd));
+            add_activations(own.hidden, n, m.n_ff);
+            arena_.add(own.tile, attention_tile_work(m.n_embd_head, n_group_));
+        }
     }
     arena_.add(qkv_, m.n_tokens * qkv_size_);
-    arena_.add(cells_, std::max(n_few, n_chunks) * m.n_kv);
-    arena_.add(n_cells_, std::max(n_few, n_chunks));
-    arena_.add(out_, n_few * max_shards * q_size_);
-    arena_.add(largest_, n_few * max_shards * m.n_head);
-    arena_.add(sum_, n_few * max_shards * m.n_head);
-    arena_.add(update_, n_few * m.n_embd);
-    add_activations(hidden_, n_few, m.n_ff);
-    arena_.add(x_, m.n_tokens * m.n_embd);
-    arena_.add(rope_, m.n_tokens * m.n_embd_head);
-    arena_.add(seen_, n_chunks * m.n_kv);
-    add_activations(last_, m.n_outputs, m.n_embd);
+    arena_.add(cells_, n_lists * m.n_kv);
+    arena_.add(n_cells_, n_lists);
+    if (few_) {
+        arena_.add(out_, n * max_shards * q_size_);
+        arena_.add(largest_, n * max_shards * m.n_head);
+        arena_.add(sum_, n * max_shards * m.n_head);
+        arena_.add(update_, n * m.n_embd);
+        add_activations(hidden_, n, m.n_ff);
+    } else {
+        arena_.add(x_, m.n_tokens * m.n_embd);
+        arena_.add(rope_, m.n_tokens * m.n_embd_head);
+        arena_.add(seen_, n_lists * m.n_kv);
+        add_activations(last_, m.n_outputs, m.n_embd);
+    }
     arena_.allocate();
 }
 
@@ -155,7 +162,7 @@ void fused_step::run(ggml_tensor * dst, int ith, int nth) {
         return;
     }
     const fused_request r(dst);
-    if (model_.n_tokens <= max_few) {
+    if (few_) {
         share_rows(r, ith, nth);
     } else {
         share_tokens(r, ith, nth);
@@ -163,7 +170,7 @@ void fused_step::run(ggml_tensor * dst, int ith, int nth) {
 }
 
 int fused_step::n_threads() {
-    return model_.n_tokens <= max_few ? thread_limit_.threads() : max_threads;
+    return few_ ? thread_limit_.threads() : max_threads;
 }
 
 // cos and sin of each pair, the angles multiplied up in float as ggml does
@@ -207,13 +214,15 @@ void fused_step::project_qkv(const layer & l, const layer * later, const activat
         for (int64_t t = 0; l.rope && i < 2 && t < n_tokens; ++t) {
             const float * angles = rope + t * n_embd_head;
             float *       row    = y + t * qkv_size_;
+            int64_t       at     = begin * GROUP % n_embd_head;  // in its head
             for (int64_t e = 0; e < (end - begin) * GROUP; e += 2) {
-                const float cos = angles[(begin * GROUP + e) % n_embd_head];
-                const float sin = angles[(begin * GROUP + e) % n_embd_head + 1];
+                const float cos = angles[at];
+                const float sin = angles[at + 1];
                 const float a   = row[e];
                 const float b   = row[e + 1];
                 row[e]          = a * cos - b * sin;
                 row[e + 1]      = a * sin + b * cos;
+                at              = at + 2 < n_embd_head ? at + 2 : 0;
             }
         }
     }

@@ -1,8 +1,9 @@
 // A Llama-like model as one graph node: from the tokens' embeddings to their logits, or to the normed hidden states
 // that the output matrix is multiplied with. All threads run it and meet at barriers of their own.
 //
-// The thread count never changes a bit of the result for a batch of given size, nor do the other tokens: a row of a
-// matrix is summed by one thread, attention by the cells that a token sees alone, in an order that they give.
+// The thread count never changes a bit of the result: a row of a matrix is summed by one thread, attention in an order
+// that the cells which a token sees give. Nor do other tokens of the batch, as long as it is computed in the same of
+// the two ways of fused_step.h.
 
 #pragma once
 
@@ -38,6 +39,7 @@ struct fused_model {
     const ggml_tensor *      output;  // nullptr: the normed states are the result, not the logits
 
     int64_t n_tokens;
+    int64_t n_seqs;  // that they belong to
     int64_t n_outputs;
     int64_t n_embd;
     int64_t n_ff;

@@ -1,5 +1,5 @@
-// The arithmetic between the matrices of a decode step, one table of functions an instruction set. Row-wise
-// and single-threaded: who computes what is decided in fused.cpp.
+// The arithmetic between the matrices of a step, one table of functions an instruction set. Single-threaded: who
+// computes what is decided in fused_rows.cpp and fused_tokens.cpp.
 
 #pragma once
 
@@ -53,7 +53,8 @@ struct attention_tile {
     head_cache       k;
     head_cache       v;
     const int32_t *  cells;  // ascending: all that any of the tokens sees
-    const uint64_t * seen;   // (n_cells) bit t: token t sees the cell
+    const uint64_t * seen;   // (n_cells) bit first_bit + t: token t sees the cell
+    int64_t          first_bit;
     int64_t          n_cells;
 
     float * work;  // scratch, attention_tile_work floats
@@ -61,6 +62,7 @@ struct attention_tile {
     int64_t out_stride;
 };
 
+// Floats of `work`.
 constexpr int64_t attention_tile_work(int64_t n_embd_head, int64_t n_group) {
     return 2 * tile_cells * n_embd_head + tile_cells * tile_tokens + n_group * tile_tokens * (2 * n_embd_head + 3);
 }

@@ -36,12 +36,13 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         thread_limit_.begin();
     }
     for (int64_t t = ith; t < n; t += nth) {
-        n_cells_[t] = 0;
+        int64_t n_seen = 0;
         for (int64_t cell = 0; cell < m.n_kv; ++cell) {
             if (r.sees(t, cell)) {
-                cells_[t * m.n_kv + n_cells_[t]++] = int32_t(cell);
+                cells_[t * m.n_kv + n_seen++] = int32_t(cell);
             }
         }
+        n_cells_[t] = n_seen;
     }
     std::memcpy(own.x, r.embd, n * m.n_embd * sizeof(float));
     for (int64_t t = 0; t < n; ++t) {
@@ -141,12 +142,20 @@ void fused_step::attend(const layer & l, const fused_request & r, const private_
             const range     cells  = share(n_cells_[t], shard, n_shards(t));
             const int32_t * from   = list + cells.begin;
             const int32_t * to     = list + cells.end;
-            const int64_t   at     = (t * max_shards + shard) * m.n_head + q_head;
+            const int64_t   slot   = (t * max_shards + shard) * m.n_head + q_head;
 
-            attention_shard a = {
-                m.n_embd_head, int(n_group_), own.q + q_head * m.n_embd_head, l.k,           l.v,      from, to - from,
-                own.scores,    n_scores_,     out_ + at * m.n_embd_head,      largest_ + at, sum_ + at
-            };
+            attention_shard a = { m.n_embd_head,
+                                  int(n_group_),
+                                  own.q + q_head * m.n_embd_head,
+                                  l.k,
+                                  l.v,
+                                  from,
+                                  to - from,
+                                  own.scores,
+                                  n_scores_,
+                                  out_ + slot * m.n_embd_head,
+                                  largest_ + slot,
+                                  sum_ + slot };
             a.k.data += head * l.k_head;
             a.v.data += head * l.v_head;
             // a token alone: whoever reads its cell writes it first

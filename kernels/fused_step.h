@@ -1,6 +1,6 @@
 // The step of fused.h: what its two ways of computing share.
 //
-// A few tokens (fused_rows.cpp): the threads share the rows of each matrix and meet five times a block. Many
+// A few tokens (fused_rows.cpp): the threads share the rows of each matrix and meet five or six times a block. Many
 // (fused_tokens.cpp): each thread takes some tokens at a time through a block and they meet once.
 
 #pragma once
@@ -18,8 +18,9 @@
 
 namespace mobilellm {
 
-constexpr int     max_threads   = 64;  // more would have too few rows each; the rest stays idle
-constexpr int64_t max_few       = 12;  // tokens whose rows are shared; the bits differ, so threads have no say
+constexpr int     max_threads   = 64;  // the rest stays idle
+constexpr int64_t max_few       = 64;  // tokens whose rows are shared,
+constexpr int64_t few_a_seq     = 12;  // and of each sequence on average. Not of threads: the bits differ
 constexpr int64_t max_embd_head = 256;
 constexpr int64_t shard_cells   = 32;    // at least, where there is more than one shard
 constexpr int64_t slice_floats  = 8192;  // of the feed-forward's hidden vectors, computed at a time
@@ -78,20 +79,21 @@ struct fused_request {
     float *             out;      // (n_outputs, n_vocab or n_embd)
 };
 
-// What a thread keeps to itself. n_few and n_chunk are the most tokens it computes with at a time.
+// What a thread keeps to itself; the arrays of one of the two ways are there. n is the most tokens it computes with at
+// a time: all of few, or a chunk.
 struct private_arrays {
     float *       vector;  // (the longest row of any matrix), or a slice of the feed-forward
     float *       gate;    // a slice of the feed-forward
     float *       up;      // likewise
-    activations * input;   // (max(n_few, n_chunk), the longest row) of the next matrix
+    activations * input;   // (n, the longest row) of the next matrix
     // few tokens
-    float *       x;       // (n_few, n_embd) the residual stream
-    float *       rope;    // (n_few, n_embd_head)
+    float *       x;       // (n, n_embd) the residual stream
+    float *       rope;    // (n, n_embd_head)
     float *       q;       // (n_head, n_embd_head)
     float *       scores;  // (n_head / n_head_kv, n_scores)
     // many
-    float *       rows;    // (n_chunk, n_head, n_embd_head) attention, (n_chunk, n_embd) what is added to the stream
-    activations * hidden;  // (n_chunk, n_ff) of down
+    float *       rows;    // (n, n_head, n_embd_head) attention, (n, n_embd) what is added to the stream
+    activations * hidden;  // (n, n_ff) of down
     float *       tile;    // attention_tile_work
 };
 
@@ -127,7 +129,7 @@ class fused_step {
     // of share_tokens
     void prepare(const fused_request & r, int64_t chunk, range tokens);
     void begin_layer(const layer & l, const fused_request & r, const private_arrays & own, range tokens);
-    void finish_layer(const layer & l, const private_arrays & own, int64_t chunk, range tokens);
+    void finish_layer(const layer & l, const private_arrays & own, int64_t chunk, int64_t first, range tokens);
 
     const fused_model  model_;
     const kernels &    kernels_ = best();
@@ -138,6 +140,7 @@ class fused_step {
     int64_t            n_scores_;
     int64_t            q_size_;
     int64_t            qkv_size_;
+    bool               few_;
     int64_t            block_size_;  // bytes of the matrices of the first block
 
     arena          arena_;
@@ -150,11 +153,11 @@ class fused_step {
     int32_t *     cells_;    // (few tokens or chunks, n_kv) that may be seen, ascending
     int64_t *     n_cells_;  // (few tokens or chunks)
     // few tokens
-    float *       out_;      // (n_few, max_shards, n_head, n_embd_head) attention by shard
-    float *       largest_;  // (n_few, max_shards, n_head)
-    float *       sum_;      // (n_few, max_shards, n_head)
-    float *       update_;   // (n_few, n_embd) what attention or feed-forward adds to the residual stream
-    activations * hidden_;   // (n_few, n_ff) of down
+    float *       out_;      // (n_tokens, max_shards, n_head, n_embd_head) attention by shard
+    float *       largest_;  // (n_tokens, max_shards, n_head)
+    float *       sum_;      // (n_tokens, max_shards, n_head)
+    float *       update_;   // (n_tokens, n_embd) what attention or feed-forward adds to the residual stream
+    activations * hidden_;   // (n_tokens, n_ff) of down
     // many
     float *       x_;                      // (n_tokens, n_embd) the residual stream
     float *       rope_;                   // (n_tokens, n_embd_head)

@@ -34,8 +34,10 @@ void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
 
             if (il == 0) {
                 prepare(r, chunk, tokens);
-            } else if (il < n_layer || first < last) {
-                finish_layer(layers_[il - 1], own, chunk, tokens);
+            } else if (il < n_layer) {
+                finish_layer(layers_[il - 1], own, chunk, tokens.begin, tokens);
+            } else if (first < last) {  // what nobody wants ends with its K and V
+                finish_layer(layers_[il - 1], own, chunk, tokens.begin, { *first, last[-1] + 1 });
             }
             if (il < n_layer) {
                 begin_layer(layers_[il], r, own, tokens);
@@ -94,26 +96,28 @@ void fused_step::begin_layer(const layer & l, const fused_request & r, const pri
     }
 }
 
-void fused_step::finish_layer(const layer & l, const private_arrays & own, int64_t chunk, range tokens) {
+// Of some tokens of a chunk that begins with token `first`.
+void fused_step::finish_layer(const layer & l, const private_arrays & own, int64_t chunk, int64_t first, range tokens) {
     const fused_model & m = model_;
     const int64_t       n = tokens.size();
     float *             x = x_ + tokens.begin * m.n_embd;
 
     for (int64_t head = 0; head < m.n_head_kv; ++head) {
-        const int64_t  first = head * n_group_ * m.n_embd_head;
-        attention_tile a     = { m.n_embd_head,
-                                 int(n_group_),
-                                 n,
-                                 qkv_ + tokens.begin * qkv_size_ + first,
-                                 qkv_size_,
-                                 l.k,
-                                 l.v,
-                                 cells_ + chunk * m.n_kv,
-                                 seen_ + chunk * m.n_kv,
-                                 n_cells_[chunk],
-                                 own.tile,
-                                 own.rows + first,
-                                 q_size_ };
+        const int64_t  at = head * n_group_ * m.n_embd_head;
+        attention_tile a  = { m.n_embd_head,
+                              int(n_group_),
+                              n,
+                              qkv_ + tokens.begin * qkv_size_ + at,
+                              qkv_size_,
+                              l.k,
+                              l.v,
+                              cells_ + chunk * m.n_kv,
+                              seen_ + chunk * m.n_kv,
+                              tokens.begin - first,
+                              n_cells_[chunk],
+                              own.tile,
+                              own.rows + at,
+                              q_size_ };
         a.k.data += head * l.k_head;
         a.v.data += head * l.v_head;
         ops_.attend_tile(a);

@@ -1,5 +1,5 @@
 // Vectors of floats: one struct an instruction set, all with the same members, for the templates of
-// fused_ops_impl.h. Only what the file's compiler flags allow is there.
+// the _impl.h files. Only what the file's compiler flags allow is there.
 //
 // All of it has internal linkage: a file compiled for one instruction set must not lend its code to another.
 

@@ -148,6 +148,7 @@ struct fused_graph : public llm_graph_context {
         }
         m.output_norm = model.output_norm;
         m.n_tokens    = n_tokens;
+        m.n_seqs      = ubatch.n_seqs_unq;
         m.n_outputs   = n_outputs;
         m.n_embd      = n_embd;
         m.n_ff        = hparams.n_ff();

@@ -72,7 +72,7 @@ def files(tmp_path_factory):
 
 
 class Session:
-    """A context of its own over a loaded model, decoding one token at a time."""
+    """A context of its own over a loaded model."""
 
     defaults: ClassVar = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "flash_attn_type": 1}
 
@@ -254,9 +254,11 @@ def test_batches_have_the_logits_of_the_ordinary_graph(files, ordinary, name, ca
         session.close()
         return np.concatenate([rows, again])
 
-    far = distance(run(), ordinary(run))
+    got, want = run(), ordinary(run)
+    far = distance(got, want)
     # states rounded to f16 for the head may come out the same
     assert far < NOISE and (far > 0 or name == "f16-head")
+    assert max(map(distance, got, want)) < 3 * NOISE  # single tokens, which are few among many
 
 
 @pytest.mark.parametrize("n", [5, 12, 30, 90])
@@ -360,7 +362,7 @@ def test_sequences_do_not_see_each_other(files, unified):
     session.close()
 
 
-@pytest.mark.parametrize("n", [4, 30])
+@pytest.mark.parametrize("n", [1, 4, 12, 30])
 def test_sequences_in_one_batch_do_not_see_each_other(files, n):
     """As many tokens of each, in turn, whose cells lie between those of the others."""
     texts = [TOKENS[:n], TOKENS[30 : 30 + n], TOKENS[60 : 60 + n]]
@@ -374,8 +376,8 @@ def test_sequences_in_one_batch_do_not_see_each_other(files, n):
     session.close()
     rows = rows.reshape(n, 3, -1).swapaxes(0, 1)
     assert distance(rows, np.stack(alone)) < NOISE
-    # more tokens are attended to in blocks of cells, by the place of a cell
-    assert np.array_equal(rows, np.stack(alone)) == (3 * n <= 12)
+    if n <= 12:  # more are attended to in blocks of cells, by the place of a cell
+        assert np.array_equal(rows, np.stack(alone))
 
 
 def test_sequences_with_caches_of_their_own_take_the_ordinary_graph(files, ordinary):

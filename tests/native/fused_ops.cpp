@@ -230,27 +230,30 @@ void test_attention_tile(const fused_ops & ops, const std::string & name, ggml_t
         const int64_t past = n_cache * (t + 1) / n_tokens;  // causal
         for (int64_t c = 0; c < std::max(past, int64_t(1)); ++c) {
             const bool hole = n_tokens % 2 && c > 0 && (c % 5 == t % 5 || c / 64 == 1);
-            sees[c] |= uint64_t(!hole) << t;
+            const bool late = n_tokens % 2 && t % 4 == 3 && past > 129 && c < 128;  // nothing in the first blocks
+            sees[c] |= uint64_t(!hole && !late) << t;
         }
     }
-    const auto run = [&](int64_t first, int64_t last) {
+    // of tokens [first, last); `whole`: with the bits of all
+    const auto run = [&](int64_t first, int64_t last, bool whole) {
         std::vector<int32_t>  cells;
         std::vector<uint64_t> seen;
         const uint64_t        these = (~uint64_t(0) >> (64 - (last - first)));
         for (int32_t c = 0; c < n_cache; ++c) {
             if (sees[c] >> first & these) {
                 cells.push_back(c);
-                seen.push_back(sees[c] >> first & these);
+                seen.push_back(whole ? sees[c] : sees[c] >> first & these);
             }
         }
         std::vector<float> work(attention_tile_work(n_embd_head, n_group), NAN);
         std::vector<float> out((last - first) * out_stride, 7.0f);
         ops.attend_tile({ n_embd_head, n_group, last - first, q.data() + first * q_stride, q_stride, k.view, v.view,
-                          cells.data(), seen.data(), int64_t(cells.size()), work.data(), out.data(), out_stride });
+                          cells.data(), seen.data(), whole ? first : 0, int64_t(cells.size()), work.data(), out.data(),
+                          out_stride });
         return out;
     };
 
-    const std::vector<float> out = run(0, n_tokens);
+    const std::vector<float> out = run(0, n_tokens, true);
     std::vector<float>       got;
     std::vector<double>      expected;
     for (int64_t t = 0; t < n_tokens; ++t) {
@@ -284,10 +287,29 @@ void test_attention_tile(const fused_ops & ops, const std::string & name, ggml_t
     }
     compare(at, got, expected, n_embd_head);
 
-    const std::vector<float> some = run(n_tokens / 3, n_tokens - n_tokens / 4);
-    if (std::memcmp(some.data(), out.data() + n_tokens / 3 * out_stride, some.size() * sizeof(float)) != 0) {
-        std::printf("FAILED: %s: tokens differ without the others\n", at.c_str());
-        std::exit(1);
+    for (const bool whole : { false, true }) {
+        const std::vector<float> some = run(n_tokens / 3, n_tokens - n_tokens / 4, whole);
+        if (std::memcmp(some.data(), out.data() + n_tokens / 3 * out_stride, some.size() * sizeof(float)) != 0) {
+            std::printf("FAILED: %s: tokens differ without the others\n", at.c_str());
+            std::exit(1);
+        }
+    }
+
+    // a key and a value that are not finite spoil what those get who see them, and nothing else
+    if (type == GGML_TYPE_F32 && !transposed) {
+        const int64_t bad = n_cache / 2;
+        auto *        row = reinterpret_cast<float *>(const_cast<uint8_t *>(v.view.data) + bad * v.view.cell);
+        row[3]            = n_tokens % 2 ? INFINITY : NAN;
+        reinterpret_cast<float *>(const_cast<uint8_t *>(k.view.data) + bad * k.view.cell)[5] = NAN;
+        const std::vector<float> spoilt                                                      = run(0, n_tokens, true);
+        for (int64_t t = 0; t < n_tokens; ++t) {
+            const float * y    = spoilt.data() + t * out_stride;
+            const bool    same = std::memcmp(y, out.data() + t * out_stride, width * sizeof(float)) == 0;
+            if (sees[bad] >> t & 1 ? !std::isnan(y[0]) || !std::isnan(y[width - 1]) : !same) {
+                std::printf("FAILED: %s: a cell that is not finite, token %d\n", at.c_str(), int(t));
+                std::exit(1);
+            }
+        }
     }
 }
 
@@ -315,6 +337,7 @@ void test(const fused_ops & ops, const std::string & name) {
             for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
                 test_attention_tile(ops, name, type, false, 64, 3, n_cache, n_tokens);
                 test_attention_tile(ops, name, type, false, 96, 1, n_cache, n_tokens);
+                test_attention_tile(ops, name, type, false, 128, 2, n_cache, n_tokens);
                 if (type != GGML_TYPE_Q8_0) {
                     test_attention_tile(ops, name, type, true, 32, 5, n_cache, n_tokens);
                 }
