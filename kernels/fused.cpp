@@ -169,8 +169,13 @@ void fused_step::run(ggml_tensor * dst, int ith, int nth) {
     }
 }
 
+thread_limit & own_thread_limit() {
+    static thread_local thread_limit limit;
+    return limit;
+}
+
 int fused_step::n_threads() {
-    return few_ ? thread_limit_.threads() : max_threads;
+    return few_ ? own_thread_limit().threads() : max_threads;
 }
 
 // cos and sin of each pair, the angles multiplied up in float as ggml does

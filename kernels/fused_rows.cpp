@@ -33,7 +33,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
     const private_arrays & own = private_[ith];
 
     if (ith == 0) {
-        thread_limit_.begin();
+        own_thread_limit().begin();
     }
     for (int64_t t = ith; t < n; t += nth) {
         int64_t n_seen = 0;
@@ -104,7 +104,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         project_output(own.input, r.out, ith, nth);
     }
     if (ith == 0) {
-        thread_limit_.end(nth, waiting);
+        own_thread_limit().end(nth, waiting);
     }
 }
 

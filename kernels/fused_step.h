@@ -97,6 +97,9 @@ struct private_arrays {
     float *       tile;    // attention_tile_work
 };
 
+// Of the calling thread, which plans its steps and is the first thread of each.
+thread_limit & own_thread_limit();
+
 class fused_step {
   public:
     static bool knows(const fused_model & m);
@@ -145,7 +148,6 @@ class fused_step {
 
     arena          arena_;
     barrier        barrier_;
-    thread_limit   thread_limit_;
     private_arrays private_[max_threads];
 
     // shared

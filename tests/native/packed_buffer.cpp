@@ -353,36 +353,27 @@ void test_fused_step(ggml_backend_buffer_type_t type, int64_t n_tokens) {
     kept->destroy(step);
 }
 
-// A step of so many threads, of which the first worked and waited.
-void step(mobilellm::thread_limit & limit, int n_threads, bool late) {
-    limit.begin();
-    const double start = mobilellm::thread_seconds();
-    while (mobilellm::thread_seconds() < start + 2e-4) {
-    }
-    if (late) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-    limit.end(n_threads, 0.0);
-}
-
 void test_thread_limit() {
-    mobilellm::thread_limit limit;
-    check(limit.threads() >= 8, "a step gets fewer threads for no reason");
-    step(limit, 8, true);
-    check(limit.threads() >= 8, "one late step is too few");
-    step(limit, 8, true);
-    check(limit.threads() == 4, "late steps get half of the threads");
-    int n_steps = 0;
-    for (int n; (n = limit.threads()) == 4; ++n_steps) {
-        step(limit, 1, false);
-    }
-    check(n_steps > 2 && limit.threads() >= 8, "more threads are tried again");
-    step(limit, 8, true);
-    int n_later = 0;
-    for (int n; (n = limit.threads()) == 4; ++n_later) {
-        step(limit, 1, false);
-    }
-    check(n_later > n_steps, "and later each time");
+    using namespace std::chrono_literals;
+
+    mobilellm::thread_limit                    limit;
+    mobilellm::thread_limit::clock::time_point now{};
+    const auto step = [&](int n_threads, std::chrono::milliseconds wall) {  // of which the first works 1 ms
+        limit.judge(n_threads, 1e-3, wall, now += wall);
+    };
+    check(limit.threads(now) >= 8, "a step gets fewer threads for no reason");
+    step(8, 3ms);
+    check(limit.threads(now) >= 8, "one late step is too few");
+    step(8, 3ms);
+    check(limit.threads(now) == 4 && limit.threads(now += 59ms) == 4, "late steps get half of the threads");
+    check(limit.threads(now += 1ms) == 8, "more threads are tried again");
+    step(8, 3ms);
+    check(limit.threads(now) == 4, "and no longer, where that step is late");
+    check(limit.threads(now += 60ms) == 8, "later once more");
+    step(8, 2ms);
+    check(limit.threads(now) == 16, "and more, where it is not");
+    step(2, 9ms);
+    check(limit.threads(now) == 1, "one step that is very late is enough");
 }
 
 }  // namespace
