@@ -1,6 +1,7 @@
-// AVX2: a register is 8 rows × 4 columns, half a chunk. Nibbles and bit pairs are used unsigned and summed in 16
-// bits, which a block of 32 fits (16 · 15 · 127 a lane); one conversion to 32 bits a block takes the offset back.
-// Bytes are multiplied as |w| · sign(a, w), which does not saturate even at w = -128, and summed in 32 bits.
+// AVX2: a register is 8 rows × 4 columns, half a chunk; an octet is 8 rows of a group. Nibbles and bit pairs are used
+// unsigned and summed in 16 bits, which a block of 32 fits (16 · 15 · 127 a lane); one conversion to 32 bits a block
+// takes the offset back. Bytes are multiplied as |w| · sign(a, w), which does not saturate even at w = -128, and summed
+// in 32 bits.
 
 #include "tiles.h"
 
@@ -11,8 +12,16 @@ namespace {
 struct avx2_isa {
     static constexpr int TILE = 4;
 
-    // dot[h][t] of H halves of a group from half `first` on; `second`: which block of a pair.
-    template <ggml_type TYPE, int T, int H>
+    // the half of chunk i where an octet's rows lie
+    static MOBILELLM_INLINE __m256i half_chunk(const uint8_t * quants, int i, int octet) {
+        return _mm256_load_si256(reinterpret_cast<const __m256i *>(quants + 64 * i + 32 * (octet % 2)));
+    }
+
+    // GCC would sum all products of a block at its end and run out of registers.
+    static MOBILELLM_INLINE void in_register(__m256i & sum) { __asm__("" : "+x"(sum)); }
+
+    // dot[h][t] of H octets of a group from octet FIRST on; `second`: which block of a pair.
+    template <ggml_type TYPE, int T, int FIRST, int H>
     static MOBILELLM_INLINE void block(const uint8_t * quants, bool second, const activations * q, size_t q_size,
                                        __m256i dot[H][T]) {
         const auto token = [&](int t) {
@@ -31,30 +40,28 @@ struct avx2_isa {
 #pragma GCC unroll 8
             for (int i = 0; i < 8; ++i) {
                 for (int h = 0; h < H; ++h) {
-                    const __m256i w =
-                        _mm256_load_si256(reinterpret_cast<const __m256i *>(quants + 512 * second + 64 * i + 32 * h));
+                    const __m256i w    = half_chunk(quants + 1024 * second, 2 * i + (FIRST + h) / 2, FIRST + h);
                     const __m256i size = _mm256_abs_epi8(w);
                     for (int t = 0; t < T; ++t) {
                         const __m256i product = _mm256_maddubs_epi16(size, _mm256_sign_epi8(four(t, i), w));
                         dot[h][t]             = _mm256_add_epi32(dot[h][t], _mm256_madd_epi16(product, ones));
+                        in_register(dot[h][t]);
                     }
                 }
             }
         } else {
             constexpr int bits = TYPE == GGML_TYPE_Q4_0 ? 4 : 2;
             const __m256i mask = _mm256_set1_epi8((1 << bits) - 1);
-            const int     at   = TYPE == GGML_TYPE_Q4_0 ? 256 * second : 0;
             const int     from = TYPE == GGML_TYPE_Q2_0 ? 4 * second : 0;  // bit
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
+            const int     at   = TYPE == GGML_TYPE_Q4_0 ? 512 * second : 0;
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) {
                 for (int h = 0; h < H; ++h) {
-                    const __m256i x =
-                        _mm256_load_si256(reinterpret_cast<const __m256i *>(quants + at + 64 * i + 32 * h));
-                    const __m256i low  = _mm256_and_si256(_mm256_srli_epi16(x, from), mask);
-                    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(x, from + bits), mask);
+                    const __m256i x = half_chunk(quants + at, i, FIRST + h);
+                    const __m256i w = _mm256_and_si256(_mm256_srli_epi16(x, from + (FIRST + h < 2 ? 0 : bits)), mask);
                     for (int t = 0; t < T; ++t) {
-                        dot[h][t] = _mm256_add_epi16(dot[h][t], _mm256_maddubs_epi16(low, four(t, i)));
-                        dot[h][t] = _mm256_add_epi16(dot[h][t], _mm256_maddubs_epi16(high, four(t, 4 + i)));
+                        dot[h][t] = _mm256_add_epi16(dot[h][t], _mm256_maddubs_epi16(w, four(t, i)));
+                        in_register(dot[h][t]);
                     }
                 }
             }
@@ -68,27 +75,28 @@ struct avx2_isa {
         }
     }
 
-    template <ggml_type TYPE, int T, int H>
-    static MOBILELLM_INLINE void halves(const part & p, int first, const uint8_t * q, size_t q_size, float * y,
-                                        int64_t stride, int64_t rows) {
+    template <ggml_type TYPE, int T, int FIRST, int H>
+    static MOBILELLM_INLINE void octets(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride,
+                                        int64_t rows) {
         __m256 sum[H][T];
         for (int h = 0; h < H; ++h) {
             for (int t = 0; t < T; ++t) {
                 sum[h][t] = _mm256_setzero_ps();
             }
         }
-        const uint8_t * scales = p.scales + 16 * first;
-        const uint8_t * quants = p.quants + 32 * first;
+        const uint8_t * scales = p.scales + 16 * FIRST;
+        const uint8_t * quants = p.quants;
         for (int64_t i = 0; i < p.n_pairs; ++i) {
-            if (first == 0) {
+            if (FIRST == 0) {
                 prefetch<TYPE>(p, i);
             }
+#pragma GCC unroll 2
             for (int second = 0; second < 2; ++second) {
                 const auto * a = reinterpret_cast<const activations *>(q) + 2 * i + second;
                 __m256i      dot[H][T];
-                block<TYPE, T, H>(quants, second, a, q_size, dot);
+                block<TYPE, T, FIRST, H>(quants, second, a, q_size, dot);
                 for (int h = 0; h < H; ++h) {
-                    const uint8_t * at    = scales + 16 * h + (TYPE == GGML_TYPE_Q2_0 ? 0 : 32 * second);
+                    const uint8_t * at    = scales + 16 * h + (second ? scale_bytes<TYPE>() - 64 : 0);
                     const __m256    scale = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i *>(at)));
                     for (int t = 0; t < T; ++t) {
                         const auto * b =
@@ -102,7 +110,7 @@ struct avx2_isa {
             quants += pair_bytes<TYPE>();
         }
         for (int h = 0; h < H; ++h) {
-            const int64_t row  = 8 * (first + h);
+            const int64_t row  = 8 * (FIRST + h);
             const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(rows - row)), lane);
             for (int t = 0; t < T; ++t) {
@@ -113,11 +121,17 @@ struct avx2_isa {
 
     template <ggml_type TYPE, int T>
     static void tile(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride, int64_t rows) {
-        if constexpr (T <= 2) {
-            halves<TYPE, T, 2>(p, 0, q, q_size, y, stride, rows);
-        } else {  // one half after the other: there are 16 registers
-            halves<TYPE, T, 1>(p, 0, q, q_size, y, stride, rows);
-            halves<TYPE, T, 1>(p, 1, q, q_size, y, stride, rows);
+        constexpr int n = GROUP / 8;
+        constexpr int H = T == 1 ? n : T == 2 ? 2 : 1;  // at once: there are 16 registers
+        octets<TYPE, T, 0, H>(p, q, q_size, y, stride, rows);
+        if constexpr (H < n) {
+            octets<TYPE, T, H, H>(p, q, q_size, y, stride, rows);
+        }
+        if constexpr (2 * H < n) {
+            octets<TYPE, T, 2 * H, H>(p, q, q_size, y, stride, rows);
+        }
+        if constexpr (3 * H < n) {
+            octets<TYPE, T, 3 * H, H>(p, q, q_size, y, stride, rows);
         }
     }
 };

@@ -1,5 +1,6 @@
 // AVX-512 with VNNI: a register is 16 rows × 4 columns, so one vpdpbusd multiplies a chunk with 4 activations that
-// are broadcast from memory. Weights are used unsigned, w + offset; the sum starts at -offset · Σ q.
+// are broadcast from memory, once for both halves of a group. Weights are used unsigned, w + offset; the sums start at
+// -offset · Σ q, and where two rows share bytes the high one's is what the difference makes, see kernels.h.
 
 #include "tiles.h"
 
@@ -8,77 +9,95 @@ namespace mobilellm {
 namespace {
 
 struct avx512vnni_isa {
-    static constexpr int TILE = 12;
+    static constexpr int TILE = 6;
 
-    // The 8 chunks of 4 columns of a block, unsigned. `second`: which block of a pair.
-    template <ggml_type TYPE>
-    static MOBILELLM_INLINE void load(const uint8_t * quants, bool second, __m512i * w) {
-        if constexpr (TYPE == GGML_TYPE_Q8_0) {
-            const __m512i sign = _mm512_set1_epi8(-128);
-            for (int i = 0; i < 8; ++i) {
-                w[i] = _mm512_xor_si512(_mm512_load_si512(quants + 512 * second + 64 * i), sign);
-            }
-        } else if constexpr (TYPE == GGML_TYPE_Q4_0) {
-            const __m512i mask = _mm512_set1_epi8(15);
-            for (int i = 0; i < 4; ++i) {
-                const __m512i x = _mm512_load_si512(quants + 256 * second + 64 * i);
-                w[i]            = _mm512_and_si512(x, mask);
-                w[4 + i]        = _mm512_and_si512(_mm512_srli_epi16(x, 4), mask);
-            }
-        } else {
-            const __m512i mask = _mm512_set1_epi8(3);
-            for (int i = 0; i < 4; ++i) {
-                const __m512i x = _mm512_load_si512(quants + 64 * i);
-                w[i]            = _mm512_and_si512(second ? _mm512_srli_epi16(x, 4) : x, mask);
-                w[4 + i]        = _mm512_and_si512(_mm512_srli_epi16(x, second ? 6 : 2), mask);
-            }
-        }
+    static MOBILELLM_INLINE __m512 scales_at(const uint8_t * scales) {
+        return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i *>(scales)));
     }
 
+    // sum += a block of 32 rows × 32 columns times T tokens; `second`: which block of a pair.
     template <ggml_type TYPE, int T>
-    static MOBILELLM_INLINE void block(const uint8_t * quants, bool second, __m512 scale, const activations * q,
-                                       size_t q_size, __m512 * sum) {
-        __m512i w[8];
-        load<TYPE>(quants, second, w);
-#pragma GCC unroll 16
+    static MOBILELLM_INLINE void block(const uint8_t * quants, bool second, const uint8_t * scales,
+                                       const activations * q, size_t q_size, __m512 * low_sum, __m512 * high_sum) {
+        constexpr int shift = TYPE == GGML_TYPE_Q4_0 ? 4 : TYPE == GGML_TYPE_Q2_0 ? 2 : 0;
+
+        const auto token = [&](int t) {
+            return reinterpret_cast<const activations *>(reinterpret_cast<const uint8_t *>(q) + t * q_size);
+        };
+        const __m512i sign   = _mm512_set1_epi8(-128);
+        const __m512i nibble = _mm512_set1_epi8(15);
+        const __m512i pair   = _mm512_set1_epi8(3);
+
+        // Σ w q of the low rows; that of the high ones, or where they share bytes of both: low + 2^shift high
+        __m512i low[T];
+        __m512i high[T];
         for (int t = 0; t < T; ++t) {
-            const auto * a = reinterpret_cast<const activations *>(reinterpret_cast<const uint8_t *>(q) + t * q_size);
-            const auto * four = reinterpret_cast<const int32_t *>(a->q);
-            __m512i      dot  = _mm512_set1_epi32(TYPE == GGML_TYPE_Q8_0   ? a->minus_128_sum
-                                                  : TYPE == GGML_TYPE_Q4_0 ? a->minus_8_sum
-                                                                           : a->minus_sum);
-            for (int i = 0; i < 8; ++i) {
-                dot = _mm512_dpbusd_epi32(dot, w[i], _mm512_set1_epi32(four[i]));
+            const __m512i minus_8   = _mm512_set1_epi32(token(t)->minus_8_sum);
+            const __m512i minus_128 = _mm512_set1_epi32(token(t)->minus_128_sum);
+            low[t]                  = TYPE == GGML_TYPE_Q8_0 ? minus_128 : _mm512_setzero_si512();
+            high[t]                 = TYPE == GGML_TYPE_Q2_0 ? _mm512_setzero_si512() : minus_128;
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+            __m512i l;
+            __m512i h;
+            if constexpr (TYPE == GGML_TYPE_Q8_0) {
+                l = _mm512_xor_si512(_mm512_load_si512(quants + 1024 * second + 128 * i), sign);
+                h = _mm512_xor_si512(_mm512_load_si512(quants + 1024 * second + 128 * i + 64), sign);
+            } else if constexpr (TYPE == GGML_TYPE_Q4_0) {
+                h = _mm512_load_si512(quants + 512 * second + 64 * i);
+                l = _mm512_and_si512(h, nibble);
+            } else {
+                const __m512i x = _mm512_load_si512(quants + 64 * i);
+                h               = _mm512_and_si512(second ? _mm512_srli_epi16(x, 4) : x, nibble);
+                l               = _mm512_and_si512(h, pair);
             }
-            sum[t] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(a->d)), scale, sum[t]);
+            for (int t = 0; t < T; ++t) {
+                const __m512i four = _mm512_set1_epi32(reinterpret_cast<const int32_t *>(token(t)->q)[i]);
+                low[t]             = _mm512_dpbusd_epi32(low[t], l, four);
+                high[t]            = _mm512_dpbusd_epi32(high[t], h, four);
+            }
+        }
+        const __m512 low_scale  = scales_at(scales);
+        const __m512 high_scale = scales_at(scales + 32);
+        for (int t = 0; t < T; ++t) {
+            if constexpr (shift > 0) {
+                const bool    q4     = TYPE == GGML_TYPE_Q4_0;
+                const __m512i offset = _mm512_set1_epi32(q4 ? token(t)->minus_8_sum : token(t)->minus_sum);
+                high[t]              = _mm512_srai_epi32(_mm512_sub_epi32(high[t], low[t]), shift);
+                high[t]              = q4 ? high[t] : _mm512_add_epi32(high[t], offset);
+                low[t]               = _mm512_add_epi32(low[t], offset);
+            }
+            const __m512 d = _mm512_set1_ps(token(t)->d);
+            low_sum[t]     = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(low[t]), d), low_scale, low_sum[t]);
+            high_sum[t]    = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(high[t]), d), high_scale, high_sum[t]);
         }
     }
 
     template <ggml_type TYPE, int T>
     static void tile(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride, int64_t rows) {
-        __m512 sum[T];
+        __m512 low[T];
+        __m512 high[T];
         for (int t = 0; t < T; ++t) {
-            sum[t] = _mm512_setzero_ps();
+            low[t] = high[t] = _mm512_setzero_ps();
         }
         const uint8_t * scales = p.scales;
         const uint8_t * quants = p.quants;
         const auto *    a      = reinterpret_cast<const activations *>(q);
         for (int64_t i = 0; i < p.n_pairs; ++i) {
             prefetch<TYPE>(p, i);
-            const __m512 first = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i *>(scales)));
-            const __m512 second =
-                TYPE == GGML_TYPE_Q2_0
-                    ? first
-                    : _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i *>(scales + 32)));
-            block<TYPE, T>(quants, false, first, a, q_size, sum);
-            block<TYPE, T>(quants, true, second, a + 1, q_size, sum);
+            block<TYPE, T>(quants, false, scales, a, q_size, low, high);
+            block<TYPE, T>(quants, true, scales + scale_bytes<TYPE>() - 64, a + 1, q_size, low, high);
             scales += scale_bytes<TYPE>();
             quants += pair_bytes<TYPE>();
             a += 2;
         }
-        const __mmask16 mask = __mmask16((1u << rows) - 1);
+        const auto      first     = [](int64_t n) { return n >= 16 ? __mmask16(0xFFFF) : __mmask16((1u << n) - 1); };
+        const __mmask16 low_rows  = first(rows);
+        const __mmask16 high_rows = first(rows > 16 ? rows - 16 : 0);
         for (int t = 0; t < T; ++t) {
-            _mm512_mask_storeu_ps(y + t * stride, mask, sum[t]);
+            _mm512_mask_storeu_ps(y + t * stride, low_rows, low[t]);
+            _mm512_mask_storeu_ps(y + t * stride + 16, high_rows, high[t]);
         }
     }
 };

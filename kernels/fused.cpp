@@ -298,15 +298,14 @@ void fused_step::quantize_heads(float * heads, activations * out) const {
 // hidden = silu(gate) up for some blocks of its columns; `next` is what this thread reads then.
 void fused_step::feed_forward(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
                               range blocks, activations * hidden, const uint8_t * next) const {
+    static_assert(GROUP == BLOCK, "a group of rows makes a block of columns");
     const int64_t step = std::max(slice_floats / (n_tokens * BLOCK), int64_t(1));
     for (int64_t b0 = blocks.begin; b0 < blocks.end; b0 += step) {
         const int64_t b1 = std::min(b0 + step, blocks.end);
-        const int64_t g0 = b0 * group_blocks;
-        const int64_t g1 = b1 * group_blocks;
         const int64_t n  = (b1 - b0) * BLOCK;
-        kernels_.matmul(l.gate, g0, g1, own.input, n_tokens, own.gate, n, at(l.up, g0),
+        kernels_.matmul(l.gate, b0, b1, own.input, n_tokens, own.gate, n, at(l.up, b0),
                         later ? later->gate.data : nullptr);
-        kernels_.matmul(l.up, g0, g1, own.input, n_tokens, own.up, n, b1 < blocks.end ? at(l.gate, g1) : next,
+        kernels_.matmul(l.up, b0, b1, own.input, n_tokens, own.up, n, b1 < blocks.end ? at(l.gate, b1) : next,
                         later ? later->up.data : nullptr);
         ops_.silu_mul(own.gate, own.up, n_tokens * n, own.vector);
         for (int64_t t = 0; t < n_tokens; ++t) {

@@ -84,7 +84,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
             quantize_heads(own.vector, token(own.input, t, q_size_));
         }
         kernels_.matmul(l.wo, rows.begin, rows.end, own.input, n, update_ + rows.begin * GROUP, m.n_embd,
-                        at(l.gate, blocks.begin * group_blocks), later ? later->wo.data : nullptr);
+                        at(l.gate, blocks.begin), later ? later->wo.data : nullptr);
         meet();
 
         ops_.add(own.x, update_, n * m.n_embd);

@@ -24,7 +24,6 @@ constexpr int64_t few_a_seq     = 12;  // and of each sequence on average. Not o
 constexpr int64_t max_embd_head = 256;
 constexpr int64_t shard_cells   = 32;    // at least, where there is more than one shard
 constexpr int64_t slice_floats  = 8192;  // of the feed-forward's hidden vectors, computed at a time
-constexpr int64_t group_blocks  = BLOCK / GROUP;
 
 struct range {
     int64_t begin;

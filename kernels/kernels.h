@@ -1,18 +1,22 @@
 // Packed weights and what multiplies them. One file per instruction set fills the table `kernels`; scalar.cpp
 // is the truth: integer parts of the others are equal to its, float results to 1e-5 of the sum of magnitudes.
 //
-// A packed matrix is rows in groups of 16, so that one block of activations serves 16 rows from one register.
-// The last group is filled up with zero rows. Groups follow each other; all columns of one group are together:
+// A packed matrix is rows in groups of 32, so that one block of activations serves 16 rows from one register, and from
+// another 16 more. The last group is filled up with zero rows. Groups follow each other; all columns of one group are
+// together:
 //
-//     scales   n_blocks × 16 fp16     scale of row r in block b at 2 · (16 b + r); padded to 64 bytes
-//     quants   n_blocks × chunks      a chunk is 64 bytes, 4 of each row: byte 4 r + c belongs to row r
+//     scales   n_blocks × 32 fp16     scale of row r in block b at 2 · (32 b + r)
+//     quants   n_blocks × chunks      a chunk is 64 bytes, 4 of each of 16 rows: byte 4 r + c belongs to row r
 //
 //              block    chunks   byte c of row r in chunk i holds
-//     Q4_0     32 cols  4        column 4i + c in its low nibble, 16 + 4i + c in its high nibble
-//     Q8_0     32 cols  8        column 4i + c
-//     Q2_0     64 cols  4        columns 4i + c + (0, 16, 32, 48) in bits 0-1, 2-3, 4-5, 6-7
+//     Q4_0     32 cols  8        column 4i + c of row r in its low nibble, of row 16 + r in its high nibble
+//     Q8_0     32 cols  16       column 4 (i / 2) + c, of row r where i is even, of row 16 + r where it is odd
+//     Q2_0     64 cols  8        columns 4i + c of row r and 16 + r in bits 0-1 and 2-3, columns 32 + 4i + c in 4-5,
+//     6-7
 //
 // So 4 bytes of a row always stand against 4 neighbouring activations, which is what dot-product instructions take.
+// Two rows that share bytes share their activations q too: where l is the low one and x = l + 16 h (in Q2_0 l + 4 h)
+// the high one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x.
 
 #pragma once
 
@@ -23,7 +27,7 @@
 
 namespace mobilellm {
 
-constexpr int64_t GROUP = 16;  // rows of a group
+constexpr int64_t GROUP = 32;  // rows of a group
 constexpr int64_t BLOCK = 32;  // columns that share an activation scale
 
 struct matrix {

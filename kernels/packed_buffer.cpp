@@ -32,7 +32,7 @@ constexpr int64_t OWN_TOKENS = 4;
 constexpr size_t BYTES_A_SHARE = 64 * 1024;  // that a thread packs before it takes the next
 
 bool fits(const ggml_tensor * tensor) {
-    return packable(tensor->type, tensor->ne[0]) && tensor->ne[1] >= GROUP && ggml_is_matrix(tensor) &&
+    return packable(tensor->type, tensor->ne[0]) && tensor->ne[1] >= GROUP / 2 && ggml_is_matrix(tensor) &&
            ggml_is_contiguous(tensor) && !tensor->view_src;
 }
 

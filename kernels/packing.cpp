@@ -19,9 +19,9 @@ namespace {
 // How one block of a row looks in GGUF: an fp16 scale, then the quants.
 struct format {
     int64_t columns;
-    int64_t chunks;  // of 4 bytes a row
+    int64_t words;  // of 4 bytes
 
-    int64_t bytes() const { return 2 + 4 * chunks; }
+    int64_t bytes() const { return 2 + 4 * words; }
 };
 
 format format_of(ggml_type type) {
@@ -42,7 +42,7 @@ size_t padded(size_t size) {
 }
 
 size_t scales_size(ggml_type type, int64_t n_cols) {
-    return padded(n_cols / format_of(type).columns * GROUP * 2);
+    return n_cols / format_of(type).columns * GROUP * 2;
 }
 
 // 4 × 4 bit pairs, transposed: pair c of byte k goes to pair k of byte c. Its own inverse.
@@ -53,9 +53,9 @@ uint32_t transposed(uint32_t x) {
     return x ^ t ^ (t << 12);
 }
 
-// The quants of a Q2_0 block: GGUF has columns 4k .. 4k+3 in byte k, we have 16j + k for j = 0 .. 3. Seen as
-// 16 × 4 pairs of bits, that is GGUF's row 4j + m, pair c, to our byte 4m + c, pair j.
-void from_gguf_q2_0(const uint8_t * in, uint8_t * out) {
+// The quants of a Q2_0 block: GGUF has columns 4k .. 4k+3 in byte k, put in order they are 16j + k for j = 0 .. 3. Seen
+// as 16 × 4 pairs of bits, that is GGUF's row 4j + m, pair c, to byte 4m + c, pair j.
+void in_order_q2_0(const uint8_t * in, uint8_t * out) {
     for (int m = 0; m < 4; ++m) {
         const uint32_t x = in[m] | in[4 + m] << 8 | in[8 + m] << 16 | uint32_t(in[12 + m]) << 24;
         const uint32_t y = transposed(x);
@@ -63,7 +63,7 @@ void from_gguf_q2_0(const uint8_t * in, uint8_t * out) {
     }
 }
 
-void to_gguf_q2_0(const uint8_t * in, uint8_t * out) {
+void as_gguf_q2_0(const uint8_t * in, uint8_t * out) {
     for (int m = 0; m < 4; ++m) {
         uint32_t y;
         std::memcpy(&y, in + 4 * m, 4);
@@ -74,17 +74,28 @@ void to_gguf_q2_0(const uint8_t * in, uint8_t * out) {
     }
 }
 
-// Four bytes of each row of a group, chunk by chunk.
-template <int CHUNKS>
+// Where two rows share bytes: the bits of columns 0 to 15 in a byte of a block in GGUF's order (Q2_0: put in order,
+// and 32 to 47), and how far from them those of the 16 columns after.
+struct halves {
+    uint8_t mask;
+    int     shift;
+};
+
+constexpr halves halves_of(ggml_type type) {
+    return type == GGML_TYPE_Q4_0 ? halves{ 0x0F, 4 } : halves{ 0x33, 2 };
+}
+
+// Four bytes of each of 16 rows, chunk by chunk, STEP chunks apart.
+template <int WORDS, int STEP>
 void interleave(const uint8_t * rows, size_t row_size, uint8_t * quants) {
 #ifdef __SSE2__
-    for (int64_t r = 0; r < GROUP; r += 4) {
-        for (int i = 0; i < CHUNKS; i += 4) {
+    for (int64_t r = 0; r < 16; r += 4) {
+        for (int i = 0; i < WORDS; i += 4) {
             const auto load = [&](int64_t k) {
                 return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + (r + k) * row_size + 4 * i));
             };
             const auto store = [&](int k, __m128i x) {
-                _mm_storeu_si128(reinterpret_cast<__m128i *>(quants + 64 * (i + k) + 4 * r), x);
+                _mm_storeu_si128(reinterpret_cast<__m128i *>(quants + 64 * STEP * (i + k) + 4 * r), x);
             };
             const __m128i low01  = _mm_unpacklo_epi32(load(0), load(1));
             const __m128i low23  = _mm_unpacklo_epi32(load(2), load(3));
@@ -97,18 +108,39 @@ void interleave(const uint8_t * rows, size_t row_size, uint8_t * quants) {
         }
     }
 #else
-    for (int64_t r = 0; r < GROUP; ++r) {
-        for (int i = 0; i < CHUNKS; ++i) {
-            std::memcpy(quants + 64 * i + 4 * r, rows + r * row_size + 4 * i, 4);
+    for (int64_t r = 0; r < 16; ++r) {
+        for (int i = 0; i < WORDS; ++i) {
+            std::memcpy(quants + 64 * STEP * i + 4 * r, rows + r * row_size + 4 * i, 4);
         }
     }
 #endif
 }
 
-// A constant number of chunks: loading a model is mostly this loop.
-template <ggml_type TYPE, int CHUNKS>
+// One block of 32 rows.
+template <ggml_type TYPE>
+void pack_block(const uint8_t * rows, size_t row_size, uint8_t * quants) {
+    if (TYPE == GGML_TYPE_Q8_0) {
+        interleave<8, 2>(rows, row_size, quants);
+        interleave<8, 2>(rows + 16 * row_size, row_size, quants + 64);
+        return;
+    }
+    constexpr halves  h    = halves_of(TYPE);
+    constexpr uint8_t high = uint8_t(~h.mask);
+    uint8_t           other[4 * 64];
+    interleave<4, 1>(rows, row_size, quants);
+    interleave<4, 1>(rows + 16 * row_size, row_size, other);
+    for (int64_t i = 0; i < 4 * 64; ++i) {
+        const uint8_t a = quants[i];
+        const uint8_t b = other[i];
+        quants[i]       = uint8_t((a & h.mask) | (b & h.mask) << h.shift);
+        quants[256 + i] = uint8_t((a >> h.shift & h.mask) | (b & high));
+    }
+}
+
+// A constant number of words: loading a model is mostly this loop.
+template <ggml_type TYPE, int WORDS>
 void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g0, int64_t g1, uint8_t * out) {
-    constexpr int64_t bytes    = 2 + 4 * CHUNKS;
+    constexpr int64_t bytes    = 2 + 4 * WORDS;
     const int64_t     n_blocks = n_cols / format_of(TYPE).columns;
     const size_t      row_size = n_blocks * bytes;
     const size_t      scales   = scales_size(TYPE, n_cols);
@@ -120,10 +152,9 @@ void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g
         const int64_t   n     = std::min(GROUP, n_rows - g * GROUP);
 
         std::memset(group, 0, n < GROUP ? scales : 0);
-        std::memset(group + n_blocks * GROUP * 2, 0, scales - n_blocks * GROUP * 2);
         for (int64_t b = 0; b < n_blocks; ++b) {
-            uint8_t * quants = group + scales + b * CHUNKS * 64;
-            uint8_t   blocks[GROUP * 4 * CHUNKS];  // as they are interleaved, where that is not as they are stored
+            uint8_t * quants = group + scales + b * 32 * 4 * WORDS;
+            uint8_t   blocks[GROUP * 4 * WORDS];  // as they are packed, where that is not as they are stored
             for (int64_t r = 0; r < n; ++r) {
                 const uint8_t * in = row + r * row_size + b * bytes;
 #ifdef __GNUC__
@@ -131,18 +162,18 @@ void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g
 #endif
                 std::memcpy(group + 2 * (GROUP * b + r), in, 2);
                 if (TYPE == GGML_TYPE_Q2_0) {
-                    from_gguf_q2_0(in + 2, blocks + 4 * CHUNKS * r);
+                    in_order_q2_0(in + 2, blocks + 4 * WORDS * r);
                 } else if (n < GROUP) {
-                    std::memcpy(blocks + 4 * CHUNKS * r, in + 2, 4 * CHUNKS);
+                    std::memcpy(blocks + 4 * WORDS * r, in + 2, 4 * WORDS);
                 }
             }
             if (n < GROUP) {
-                std::memset(blocks + 4 * CHUNKS * n, 0, 4 * CHUNKS * (GROUP - n));
+                std::memset(blocks + 4 * WORDS * n, 0, 4 * WORDS * (GROUP - n));
             }
             if (TYPE == GGML_TYPE_Q2_0 || n < GROUP) {
-                interleave<CHUNKS>(blocks, 4 * CHUNKS, quants);
+                pack_block<TYPE>(blocks, 4 * WORDS, quants);
             } else {
-                interleave<CHUNKS>(row + b * bytes + 2, row_size, quants);
+                pack_block<TYPE>(row + b * bytes + 2, row_size, quants);
             }
         }
     }
@@ -152,18 +183,31 @@ void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g
 void unpack_block(const matrix & m, int64_t row, int64_t b, uint8_t * out) {
     const format    f      = format_of(m.type);
     const uint8_t * group  = m.data + row / GROUP * group_size(m.type, m.n_cols);
-    const uint8_t * quants = group + scales_size(m.type, m.n_cols) + b * f.chunks * 64;
+    const uint8_t * quants = group + scales_size(m.type, m.n_cols) + b * GROUP * 4 * f.words;
     const int64_t   r      = row % GROUP;
+    const bool      second = r >= 16;  // of two rows that share
 
-    uint8_t bytes[32];
-    for (int64_t i = 0; i < f.chunks; ++i) {
-        std::memcpy(bytes + 4 * i, quants + 64 * i + 4 * r, 4);
-    }
     std::memcpy(out, group + 2 * (GROUP * b + r), 2);
+    uint8_t bytes[32];
+    for (int64_t i = 0; i < 8; ++i) {
+        const int64_t chunk = m.type == GGML_TYPE_Q8_0 ? 2 * i + second : i;
+        std::memcpy(bytes + 4 * i, quants + 64 * chunk + 4 * (r % 16), 4);
+    }
+    if (m.type == GGML_TYPE_Q8_0) {
+        std::memcpy(out + 2, bytes, 32);
+        return;
+    }
+    const halves h = halves_of(m.type);
+    for (int64_t i = 0; i < 16; ++i) {
+        const int low  = bytes[i];
+        const int high = bytes[16 + i];
+        bytes[i]       = uint8_t(second ? (low >> h.shift & h.mask) | (high & ~h.mask)
+                                        : (low & h.mask) | (high & h.mask) << h.shift);
+    }
     if (m.type == GGML_TYPE_Q2_0) {
-        to_gguf_q2_0(bytes, out + 2);
+        as_gguf_q2_0(bytes, out + 2);
     } else {
-        std::memcpy(out + 2, bytes, 4 * f.chunks);
+        std::memcpy(out + 2, bytes, 16);
     }
 }
 
@@ -175,7 +219,7 @@ bool packable(ggml_type type, int64_t n_cols) {
 
 size_t group_size(ggml_type type, int64_t n_cols) {
     const format f = format_of(type);
-    return scales_size(type, n_cols) + n_cols / f.columns * f.chunks * 64;
+    return scales_size(type, n_cols) + n_cols / f.columns * GROUP * 4 * f.words;
 }
 
 size_t packed_size(ggml_type type, int64_t n_cols, int64_t n_rows) {

@@ -34,28 +34,25 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
     }
 }
 
-// The weight of row r that stands against column `col` of a block of activations.
+// The weight of row r of a group that stands against column `col` of a block of activations.
 int weight(ggml_type type, const uint8_t * quants, int64_t block, int64_t col, int64_t r) {
-    const int64_t at = 4 * r + col % 4;
+    const int64_t at = 4 * (r % 16) + col % 4;
     switch (type) {
         case GGML_TYPE_Q4_0: {
-            const uint8_t both = quants[256 * block + 64 * (col % 16 / 4) + at];
-            return (col < 16 ? both & 15 : both >> 4) - 8;
+            const uint8_t both = quants[512 * block + 64 * (col / 4) + at];
+            return (r < 16 ? both & 15 : both >> 4) - 8;
         }
         case GGML_TYPE_Q8_0:
-            return int8_t(quants[512 * block + 64 * (col / 4) + at]);
+            return int8_t(quants[1024 * block + 64 * (col / 4 * 2 + r / 16) + at]);
         default:  // Q2_0: two blocks of activations in one of weights
-        {
-            const int64_t in = block % 2 * BLOCK + col;
-            return (quants[256 * (block / 2) + 64 * (in % 16 / 4) + at] >> (in / 16 * 2) & 3) - 1;
-        }
+            return (quants[512 * (block / 2) + 64 * (col / 4) + at] >> (block % 2 * 4 + r / 16 * 2) & 3) - 1;
     }
 }
 
 // The rows of groups [g0, g1) times one row of activations.
 void matvec(const matrix & m, int64_t g0, int64_t g1, const activations * q, float * y) {
     const int64_t per_scale = m.type == GGML_TYPE_Q2_0 ? 2 : 1;  // blocks of activations
-    const size_t  quants_at = (m.n_blocks() / per_scale * GROUP * 2 + 63) / 64 * 64;
+    const size_t  quants_at = m.n_blocks() / per_scale * GROUP * 2;
 
     for (int64_t row = g0 * GROUP; row < g1 * GROUP && row < m.n_rows; ++row) {
         const uint8_t * group = m.data + row / GROUP * group_size(m.type, m.n_cols);

@@ -21,15 +21,15 @@ constexpr int64_t AHEAD = 4096;  // bytes between what is read and what is prefe
 // How many bytes hold the quants of a pair of blocks (64 columns) of a group, and how many its scales.
 template <ggml_type TYPE>
 constexpr int64_t pair_bytes() {
-    return TYPE == GGML_TYPE_Q4_0 ? 512 : TYPE == GGML_TYPE_Q8_0 ? 1024 : 256;
+    return TYPE == GGML_TYPE_Q4_0 ? 1024 : TYPE == GGML_TYPE_Q8_0 ? 2048 : 512;
 }
 
 template <ggml_type TYPE>
 constexpr int64_t scale_bytes() {
-    return TYPE == GGML_TYPE_Q2_0 ? 32 : 64;
+    return TYPE == GGML_TYPE_Q2_0 ? 64 : 128;
 }
 
-// The part of one group that a tile reads, and what is to be read after it.
+// The group that a tile reads, and what is to be read after it.
 struct part {
     const uint8_t * scales;  // of its first pair of blocks
     const uint8_t * quants;  // likewise
@@ -49,7 +49,9 @@ MOBILELLM_INLINE void prefetch(const part & p, int64_t i) {
     for (int64_t offset = 0; offset < bytes; offset += 64) {
         _mm_prefetch(line + offset, _MM_HINT_T0);
     }
-    _mm_prefetch(reinterpret_cast<const char *>(p.next_scales) + i * scale_bytes<TYPE>(), _MM_HINT_T0);
+    for (int64_t offset = 0; offset < scale_bytes<TYPE>(); offset += 64) {
+        _mm_prefetch(reinterpret_cast<const char *>(p.next_scales) + i * scale_bytes<TYPE>() + offset, _MM_HINT_T0);
+    }
     if (p.later) {
         const auto * there = reinterpret_cast<const char *>(p.quants) + p.later + i * bytes;
         for (int64_t offset = 0; offset < bytes / 4; offset += 64) {
@@ -88,7 +90,7 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * acti
 
     // tokens that stay in the first-level cache while all groups pass
     int64_t chunk = 24 * 1024 / int64_t(q_size) / ISA::TILE * ISA::TILE;
-    chunk         = chunk < ISA::TILE ? ISA::TILE : chunk;
+    chunk         = chunk < 2 * ISA::TILE ? 2 * ISA::TILE : chunk;
 
     for (int64_t t0 = 0; t0 < n_tokens; t0 += chunk) {
         const int64_t t1 = t0 + chunk < n_tokens ? t0 + chunk : n_tokens;
