@@ -1,6 +1,7 @@
 // The bare loop of llama.h, without sampling, over whichever libllama it is linked with.
 //
-//     loop MODEL THREADS first N                      prints a line as soon as the token after N prompt tokens is there
+//     loop MODEL THREADS first N [MADE]               prints a line as soon as the token after N prompt tokens is there,
+//                                                     and another after MADE tokens; on stderr how many were decoded
 //     loop MODEL THREADS load                         prints the seconds until the model is loaded, and from the same
 //                                                     start until one token is decoded
 //     loop MODEL THREADS time FLASH KV N [DEPTH=N]…   prints tokens/s: prefill of N (0: left out), then for each
@@ -109,6 +110,13 @@ int main(int argc, char ** argv) {
         }
         std::printf("%d\n", best);
         std::fflush(stdout);
+        if (argc > 5) {
+            while (s.n_past < std::atoi(argv[4]) + std::atoi(argv[5]) - 1) {
+                s.run(1);
+            }
+            std::printf("\n");
+            std::fprintf(stderr, "%d tokens\n", s.n_past);
+        }
         return 0;
     }
     if (mode != "time" || argc < 7) {

@@ -32,7 +32,6 @@ struct avx512vnni_isa {
         __m512i low[T];
         __m512i high[T];
         for (int t = 0; t < T; ++t) {
-            const __m512i minus_8   = _mm512_set1_epi32(token(t)->minus_8_sum);
             const __m512i minus_128 = _mm512_set1_epi32(token(t)->minus_128_sum);
             low[t]                  = TYPE == GGML_TYPE_Q8_0 ? minus_128 : _mm512_setzero_si512();
             high[t]                 = TYPE == GGML_TYPE_Q2_0 ? _mm512_setzero_si512() : minus_128;
@@ -65,7 +64,7 @@ struct avx512vnni_isa {
                 const bool    q4     = TYPE == GGML_TYPE_Q4_0;
                 const __m512i offset = _mm512_set1_epi32(q4 ? token(t)->minus_8_sum : token(t)->minus_sum);
                 high[t]              = _mm512_srai_epi32(_mm512_sub_epi32(high[t], low[t]), shift);
-                high[t]              = q4 ? high[t] : _mm512_add_epi32(high[t], offset);
+                high[t]              = q4 ? high[t] : _mm512_add_epi32(high[t], offset);  // -128 / 16 is Q4_0's
                 low[t]               = _mm512_add_epi32(low[t], offset);
             }
             const __m512 d = _mm512_set1_ps(token(t)->d);
