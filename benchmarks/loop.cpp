@@ -1,7 +1,7 @@
 // The bare loop of llama.h, without sampling, over whichever libllama it is linked with.
 //
-//     loop MODEL THREADS first N [MADE]               prints a line as soon as the token after N prompt tokens is there,
-//                                                     and another after MADE tokens; on stderr how many were decoded
+//     loop MODEL THREADS first N [MADE]               prints a line as soon as the token after N prompt tokens is
+//                                                     there, another after MADE tokens, how many it decoded on stderr
 //     loop MODEL THREADS load                         prints the seconds until the model is loaded, and from the same
 //                                                     start until one token is decoded
 //     loop MODEL THREADS time FLASH KV N [DEPTH=N]…   prints tokens/s: prefill of N (0: left out), then for each

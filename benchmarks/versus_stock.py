@@ -410,7 +410,7 @@ def start(bench: Bench) -> Iterator[Figure]:
     yield Figure("the same, `mobilellm generate` whole, seconds", goal, found["whole"])
     for name, loop, title in (
         ("stream", "bare", "`MobileLLM.stream` against the bare C loop"),
-        ("generate", "fresh", "`mobilellm generate` against the bare C loop, both from their start"),
+        ("generate", "fresh", "`mobilellm generate` against the bare C loop, both from the start"),
     ):
         yield Figure(
             f"{title}, Q4_0, 2 threads, tokens/s",
