@@ -569,12 +569,14 @@ def test_somebody_who_watches_sees_every_node(files, ordinary):
 
 
 SETTING = """
-import json, sys
+import io, json, sys
 import numpy as np
 folders, path, tokens = json.loads(sys.argv[1])
 sys.path[:0] = folders
 from test_fused import decode
-np.save(sys.stdout.buffer, decode(path, tokens))
+file = io.BytesIO()  # a pipe has no position, which np.save asks for
+np.save(file, decode(path, tokens))
+sys.stdout.buffer.write(file.getvalue())
 """
 
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch  # noqa: F401  # before anybody watches: its CUDA build runs ldconfig when imported
+
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # where `fuzz` is
 
 from fuzz.cases import Case, write_case  # noqa: E402
