@@ -1,0 +1,153 @@
+"""What takes the ordinary graph in the place of the fused node."""
+
+import ctypes
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+from sessions import BF16, NOISE, Q4_0, TOKENS, Session, decode, distance, load
+
+from mobilellm_cpp.library import llama_cpp
+
+
+def lora_file(path: Path, folder: Path) -> Path:
+    rng = np.random.default_rng(3)
+    writer = GGUFWriter(folder / "lora.gguf", "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    a, b = rng.normal(size=(4, 384)) * 0.1, rng.normal(size=(384, 4)) * 0.1
+    writer.add_tensor("blk.1.attn_q.weight.lora_a", a.astype(np.float32))
+    writer.add_tensor("blk.1.attn_q.weight.lora_b", b.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "lora.gguf"
+
+
+def test_lora_takes_the_ordinary_graph_and_leaves_it(files, ordinary, tmp_path):
+    llm = load(files["llama"])
+    lora = lora_file(files["llama"], tmp_path)
+    adapter = llama_cpp.llama_adapter_lora_init(llm.model, str(lora).encode())
+    assert adapter
+
+    def run():
+        session = Session(llm)
+        rows = [session.run(TOKENS[:5])]
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+        assert not llama_cpp.llama_set_adapters_lora(
+            session.ctx, adapters, 1, (ctypes.c_float * 1)(1)
+        )
+        rows.append(session.run(TOKENS[5:10], first=5))
+        assert not llama_cpp.llama_set_adapters_lora(session.ctx, None, 0, None)
+        rows.append(session.run(TOKENS[10:15], first=10))
+        session.close()
+        return rows
+
+    fused, other = run(), ordinary(run)
+    assert distance(fused[1], decode(files["llama"])[5:10]) > 0.05  # the adapter does something
+    for got, want in zip(fused, other, strict=True):
+        assert 0 < distance(got, want) < NOISE
+
+
+def test_a_control_vector_takes_the_ordinary_graph(files, ordinary):
+    llm = load(files["llama"])
+    vector = np.random.default_rng(4).normal(size=(2, 384)).astype(np.float32)
+
+    def run():
+        session = Session(llm)
+        data = vector.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        assert not llama_cpp.llama_set_adapter_cvec(session.ctx, data, vector.size, 384, 1, 2)
+        rows = session.run(TOKENS[:10])
+        session.close()
+        return rows
+
+    assert np.array_equal(run(), ordinary(run))
+    assert distance(run(), decode(files["llama"])[:10]) > 0.05
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"embeddings": True, "pooling_type": 0},
+        {"type_k": BF16, "type_v": BF16},
+        {"type_k": Q4_0, "type_v": Q4_0},
+        {"rope_scaling_type": 2, "yarn_ext_factor": 1.0, "rope_freq_scale": 0.5},
+    ],
+    ids=["embeddings", "bf16-cache", "q4_0-cache", "yarn"],
+)
+def test_requests_that_take_the_ordinary_graph(files, ordinary, params):
+    fused = decode(files["llama"], TOKENS[:20], **params)
+    assert np.array_equal(fused, ordinary(decode, files["llama"], TOKENS[:20], **params))
+
+
+def test_linear_rope_scaling_is_fused(files, ordinary):
+    params = {"rope_scaling_type": 1, "rope_freq_scale": 0.25, "rope_freq_base": 5e5}
+    fused = decode(files["llama"], **params)
+    assert distance(fused, decode(files["llama"])) > 0.05
+    assert 0 < distance(fused, ordinary(decode, files["llama"], **params)) < NOISE
+
+
+def test_sliding_windows_take_the_ordinary_graph(files, ordinary):
+    assert np.array_equal(decode(files["pro"]), ordinary(decode, files["pro"]))
+
+
+def test_somebody_who_watches_sees_every_node(files, ordinary):
+    asked = []
+
+    @llama_cpp.ggml_backend_sched_eval_callback
+    def watch(tensor, ask, data):
+        asked.append(tensor)
+        return False
+
+    watched = decode(files["llama"], TOKENS[:5], cb_eval=watch)
+    assert np.array_equal(watched, ordinary(decode, files["llama"], TOKENS[:5]))
+    assert len(asked) > 5 * 3 * 10  # nodes of three layers
+
+
+SETTING = """
+import io, json, sys
+import numpy as np
+folder, path, tokens = json.loads(sys.argv[1])
+sys.path.insert(0, folder)
+from sessions import BF16, Q4_0, decode
+file = io.BytesIO()  # a pipe has no position, which np.save asks for
+np.save(file, decode(path, tokens))
+sys.stdout.buffer.write(file.getvalue())
+"""
+
+
+def with_setting(value, path):
+    """Logits from a process of its own, or its last line of errors."""
+    tests = Path(__file__).resolve().parents[1]
+    arguments = json.dumps([str(tests), str(path), TOKENS[:5]])
+    done = subprocess.run(
+        [sys.executable, "-c", SETTING, arguments],
+        env={**os.environ, "MOBILELLM_KERNELS": value}, capture_output=True, cwd="/",
+    )  # fmt: skip
+    if done.returncode:
+        return done.stderr.decode().splitlines()[-1]
+    return np.load(io.BytesIO(done.stdout))
+
+
+def test_the_setting(files, ordinary):
+    path = files["llama"]
+    fused = decode(path, TOKENS[:5])
+    packed = ordinary(decode, path, TOKENS[:5])
+    assert not np.array_equal(fused, packed)
+    for value in ("", "1"):
+        assert np.array_equal(with_setting(value, path), fused)
+    assert np.array_equal(with_setting("pack", path), packed)
+    off = with_setting("0", path)
+    assert not np.array_equal(off, packed) and distance(off, packed) < NOISE
+    for value in ("off", "PACK"):
+        error = with_setting(value, path)
+        assert error.endswith(f"MOBILELLM_KERNELS is '{value}', not 0, pack or 1"), error
+        assert "ModelError" in error
