@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fuzz import checkpoint_edits, gguf_edits, strange
+from fuzz import checkpoint_draw, checkpoint_edits, gguf_draw, gguf_edits, strange
 from fuzz.seeds import CHECKPOINTS, FILES
 from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 
@@ -41,12 +41,12 @@ def draw_case(kind: str, seed: int, number: int, seeds: Path) -> Case:
         if rng.random() < 0.15:
             case["schedule"] = rng.choice(SCHEDULES)
         if rng.random() < 0.1:
-            field, value = rng.choice(list(checkpoint_edits.FURTHER_FIELDS.items()))
+            field, value = rng.choice(list(checkpoint_draw.FURTHER_FIELDS.items()))
             case["settings"] = {field: strange.json_value(rng, value)}
-        case["edits"] = checkpoint_edits.draw(rng, seed_input(kind, seeds, name))
+        case["edits"] = checkpoint_draw.draw(rng, seed_input(kind, seeds, name))
     else:
         name = rng.choice(list(FILES))
-        case = {"edits": gguf_edits.draw(rng, seed_input(kind, seeds, name))}
+        case = {"edits": gguf_draw.draw(rng, seed_input(kind, seeds, name))}
     return {"kind": kind, "input": name, **case}
 
 
