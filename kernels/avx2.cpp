@@ -10,7 +10,8 @@ namespace mobilellm {
 namespace {
 
 struct avx2_isa {
-    static constexpr int TILE = 4;
+    static constexpr int TILE   = 4;
+    static constexpr int OCTETS = GROUP / 8;
 
     // the half of chunk i where an octet's rows lie
     static MOBILELLM_INLINE __m256i half_chunk(const uint8_t * quants, int i, int octet) {
@@ -75,6 +76,7 @@ struct avx2_isa {
         }
     }
 
+    // The octets from FIRST on, H at once: there are 16 registers.
     template <ggml_type TYPE, int T, int FIRST, int H>
     static MOBILELLM_INLINE void octets(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride,
                                         int64_t rows) {
@@ -117,22 +119,14 @@ struct avx2_isa {
                 _mm256_maskstore_ps(y + t * stride + row, mask, sum[h][t]);
             }
         }
+        if constexpr (FIRST + H < OCTETS) {
+            octets<TYPE, T, FIRST + H, H>(p, q, q_size, y, stride, rows);
+        }
     }
 
     template <ggml_type TYPE, int T>
     static void tile(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride, int64_t rows) {
-        constexpr int n = GROUP / 8;
-        constexpr int H = T == 1 ? n : T == 2 ? 2 : 1;  // at once: there are 16 registers
-        octets<TYPE, T, 0, H>(p, q, q_size, y, stride, rows);
-        if constexpr (H < n) {
-            octets<TYPE, T, H, H>(p, q, q_size, y, stride, rows);
-        }
-        if constexpr (2 * H < n) {
-            octets<TYPE, T, 2 * H, H>(p, q, q_size, y, stride, rows);
-        }
-        if constexpr (3 * H < n) {
-            octets<TYPE, T, 3 * H, H>(p, q, q_size, y, stride, rows);
-        }
+        octets<TYPE, T, 0, T == 1 ? OCTETS : T == 2 ? 2 : 1>(p, q, q_size, y, stride, rows);
     }
 };
 

@@ -11,12 +11,11 @@
 //              block    chunks   byte c of row r in chunk i holds
 //     Q4_0     32 cols  8        column 4i + c of row r in its low nibble, of row 16 + r in its high nibble
 //     Q8_0     32 cols  16       column 4 (i / 2) + c, of row r where i is even, of row 16 + r where it is odd
-//     Q2_0     64 cols  8        columns 4i + c of row r and 16 + r in bits 0-1 and 2-3, columns 32 + 4i + c in 4-5,
-//     6-7
+//     Q2_0     64 cols  8        column 4i + c of rows r and 16 + r in bits 0-1 and 2-3, 32 + 4i + c in 4-5 and 6-7
 //
 // So 4 bytes of a row always stand against 4 neighbouring activations, which is what dot-product instructions take.
-// Two rows that share bytes share their activations q too: where l is the low one and x = l + 16 h (in Q2_0 l + 4 h)
-// the high one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x.
+// Two rows that share bytes share their activations q too: where l is the low one and x = l + 16 h, the high
+// one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x. In Q2_0 the factor is 4.
 
 #pragma once
 

@@ -153,7 +153,7 @@ void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g
 
         std::memset(group, 0, n < GROUP ? scales : 0);
         for (int64_t b = 0; b < n_blocks; ++b) {
-            uint8_t * quants = group + scales + b * 32 * 4 * WORDS;
+            uint8_t * quants = group + scales + b * GROUP * 4 * WORDS;
             uint8_t   blocks[GROUP * 4 * WORDS];  // as they are packed, where that is not as they are stored
             for (int64_t r = 0; r < n; ++r) {
                 const uint8_t * in = row + r * row_size + b * bytes;

@@ -60,17 +60,12 @@ MOBILELLM_INLINE void prefetch(const part & p, int64_t i) {
     }
 }
 
-template <class ISA, ggml_type TYPE, int T>
-MOBILELLM_INLINE void tile(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride, int64_t rows) {
-    ISA::template tile<TYPE, T>(p, q, q_size, y, stride, rows);
-}
-
 // n tokens (1 to ISA::TILE) by the tile made for that number.
 template <class ISA, ggml_type TYPE, int T = ISA::TILE>
 MOBILELLM_INLINE void tiles(const part & p, int64_t n, const uint8_t * q, size_t q_size, float * y, int64_t stride,
                             int64_t rows) {
     if (n == T) {
-        tile<ISA, TYPE, T>(p, q, q_size, y, stride, rows);
+        ISA::template tile<TYPE, T>(p, q, q_size, y, stride, rows);
     } else if constexpr (T > 1) {
         tiles<ISA, TYPE, T - 1>(p, n, q, q_size, y, stride, rows);
     }
@@ -88,7 +83,7 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * acti
     const int64_t part_bytes  = n_pairs * bytes;
     const auto *  q           = reinterpret_cast<const uint8_t *>(activation);
 
-    // tokens that stay in the first-level cache while all groups pass
+    // tokens that stay in the first-level cache while all groups pass, but two tiles at least
     int64_t chunk = 24 * 1024 / int64_t(q_size) / ISA::TILE * ISA::TILE;
     chunk         = chunk < 2 * ISA::TILE ? 2 * ISA::TILE : chunk;
 

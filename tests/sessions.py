@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from batches import decode as decode_batch
 
 from mobilellm_cpp import MobileLLM
 from mobilellm_cpp.library import llama_cpp
@@ -42,16 +43,7 @@ class Session:
         self, tokens: list[tuple[int, int, int]], wanted: list[int] | None = None
     ) -> np.ndarray:
         """Logits of the tokens (token, position, sequence) numbered in `wanted`, or of all."""
-        wanted = list(range(len(tokens))) if wanted is None else wanted
-        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
-        batch.n_tokens = len(tokens)
-        for i, (token, position, sequence) in enumerate(tokens):
-            batch.token[i], batch.pos[i] = token, position
-            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, sequence, i in wanted
-        assert llama_cpp.llama_decode(self.ctx, batch) == 0
-        llama_cpp.llama_batch_free(batch)
-        logits = llama_cpp.llama_get_logits(self.ctx)
-        return np.ctypeslib.as_array(logits, (len(wanted), self.llm.n_vocab())).copy()
+        return decode_batch(self.llm, tokens, wanted, self.ctx)
 
     def step(self, token: int, position: int, sequence: int = 0) -> np.ndarray:
         """Logits after one token."""
