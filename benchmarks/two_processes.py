@@ -19,7 +19,7 @@ LOOP = """
 import ctypes, json, sys, time
 path, threads, seconds = json.loads(sys.argv[1])
 from mobilellm_cpp import MobileLLM
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.library import llama_cpp
 llm = MobileLLM(path, n_threads=threads, n_ctx=2048)
 llm.eval(range(5, 69))
 one = (llama_cpp.llama_token * 1)(7)

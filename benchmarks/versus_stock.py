@@ -37,7 +37,7 @@ STREAM = """
 import ctypes, json, statistics, sys, time
 path, threads, prompt, made = json.loads(sys.argv[1])
 from mobilellm_cpp import MobileLLM
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.library import llama_cpp
 llm = MobileLLM(path, n_threads=threads)
 memory = llama_cpp.llama_get_memory(llm.ctx)
 text = "Once"
@@ -91,7 +91,7 @@ print(json.dumps([first - start, tokens / (last - first) if tokens > 0 else 0]))
 
 BANDWIDTH = """
 import json, sys
-from mobilellm_cpp.benchmark import READ, read_bandwidth
+from mobilellm_cpp.inspection.benchmark import READ, read_bandwidth
 print(read_bandwidth(READ, json.loads(sys.argv[1]), 3))
 """
 
@@ -145,9 +145,9 @@ class Bench:
     """The builds to compare and the files to compare them on."""
 
     def __init__(self, folder: Path, shape: str, rounds: int) -> None:
-        from mobilellm_cpp.library import FOLDER
+        from mobilellm_cpp.engine.library import FOLDER
 
-        fetch = [sys.executable, str(ROOT / "mobilellm_cpp/native/upstream.py"), "fetch"]
+        fetch = [sys.executable, str(ROOT / "mobilellm_cpp/native/upstream/upstream.py"), "fetch"]
         source = Path(subprocess.run(fetch, capture_output=True, text=True, check=True).stdout[:-1])
         peer = source.with_name(f"{source.name}-stock") / "bin"
         if not (peer / "libllama.so").exists():
@@ -429,8 +429,8 @@ def threads_text(n: int) -> str:
 
 def decoded_bytes(model: Path) -> int:
     """Bytes of weights that a decoded token reads."""
-    from mobilellm_cpp.benchmark import decoded_bytes
-    from mobilellm_cpp.gguf_file import open_gguf
+    from mobilellm_cpp.engine.gguf_file import open_gguf
+    from mobilellm_cpp.inspection.benchmark import decoded_bytes
 
     with open_gguf(model) as file:
         return decoded_bytes(file)
@@ -446,8 +446,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the models here; by default removed")
     options = parser.parse_args()
 
-    from mobilellm_cpp import __version__, benchmark
-    from mobilellm_cpp.library import llama_cpp
+    from mobilellm_cpp import __version__
+    from mobilellm_cpp.engine.library import llama_cpp
+    from mobilellm_cpp.inspection import benchmark
 
     folder = options.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)

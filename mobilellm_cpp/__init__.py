@@ -21,8 +21,8 @@ from .errors import CheckpointError, MobileLLMError, ModelError
 
 if TYPE_CHECKING:
     from .convert import convert_checkpoint
-    from .model import MobileLLM
-    from .verification import verify
+    from .engine.model import MobileLLM
+    from .inspection.verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "MobileLLM":
-        from .model import MobileLLM
+        from .engine.model import MobileLLM
 
         return MobileLLM
     if name == "convert_checkpoint":
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
         return convert_checkpoint
     if name == "verify":
-        from .verification import verify
+        from .inspection.verification import verify
 
         return verify
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from mobilellm_cpp import MobileLLM
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.library import llama_cpp
 
 
 def decode(

@@ -8,7 +8,7 @@ import numpy as np
 from batches import decode as decode_batch
 
 from mobilellm_cpp import MobileLLM
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.library import llama_cpp
 
 F32, F16, Q8_0, Q4_0, BF16 = 0, 1, 8, 2, 30  # ggml_type
 SHAPE = {"layers": 3, "hidden": 384, "heads": 6, "kv_heads": 2, "ffn": 320, "dtype": "f32"}

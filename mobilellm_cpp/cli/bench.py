@@ -10,7 +10,7 @@ import typer
 from .common import Model, Type
 
 if TYPE_CHECKING:
-    from ..benchmark import Report, Spread
+    from ..inspection.benchmark import Report, Spread
 
 
 def bench(
@@ -33,8 +33,8 @@ def bench(
     from .common import resolve
 
     paths = [resolve(name, type) for name in (model, vs) if name is not None]
-    from ..benchmark import benchmark
-    from ..model import physical_cores
+    from ..engine.model import physical_cores
+    from ..inspection.benchmark import benchmark
 
     def say(what: str) -> None:
         print(f"{what} ...", file=sys.stderr)
@@ -51,7 +51,7 @@ def _print(report: "Report") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..benchmark import row_name
+    from ..inspection.benchmark import row_name
 
     console = Console(highlight=False)
     letters = "AB" if len(report.models) == 2 else " "

@@ -30,7 +30,7 @@ def chat(
     threads: Threads = 0,
 ) -> None:
     """Chat with a model. Lines on a pipe are answered one by one."""
-    from ..chat import Conversation
+    from ..engine.conversation import Conversation
     from .common import load
 
     if temperature is None:

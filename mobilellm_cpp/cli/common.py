@@ -131,6 +131,6 @@ def resolve(model: str | None, type: WeightType | None) -> Path:
 def load(model: str | None, type: WeightType | None, **arguments: Any) -> Any:
     """MobileLLM for a MODEL argument."""
     path = resolve(model, type)
-    from ..model import MobileLLM
+    from ..engine.model import MobileLLM
 
     return MobileLLM(path, **arguments)

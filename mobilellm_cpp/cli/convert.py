@@ -50,7 +50,7 @@ def convert(
     from ..convert import convert_checkpoint
 
     if verify:
-        from ..verification import verify as compare  # says now if torch is missing
+        from ..inspection.verification import verify as compare  # says now if torch is missing
     with progress_bar() as progress:
         report = convert_checkpoint(
             source,

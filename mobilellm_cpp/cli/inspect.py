@@ -18,7 +18,7 @@ def inspect(
     from .common import resolve
 
     path = resolve(model, type)
-    from ..description import describe
+    from ..inspection.description import describe
 
     about = describe(path)
     if as_json:

@@ -21,7 +21,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..verification import Verification
+    from ..inspection.verification import Verification
 
 
 def verify(
@@ -45,7 +45,7 @@ def verify(
     threads: Threads = 0,
 ) -> None:
     """Compare a model with its checkpoint: weights, metadata, tokens and logits. Needs torch."""
-    from ..verification import verify as compare
+    from ..inspection.verification import verify as compare
     from .common import resolve
 
     if not Path(model).is_file() and (schedule or settings or revision):

@@ -7,8 +7,9 @@ from checkpoints import make_checkpoint
 from gguf import GGUFReader
 from typer.testing import CliRunner
 
-from mobilellm_cpp import ModelError, benchmark, convert_checkpoint
+from mobilellm_cpp import ModelError, convert_checkpoint
 from mobilellm_cpp.cli import app
+from mobilellm_cpp.inspection import benchmark
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from lattices import pareto
 from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 
 from mobilellm_cpp import MobileLLM
-from mobilellm_cpp.chat import Conversation
 from mobilellm_cpp.cli.common import WeightType
+from mobilellm_cpp.engine.conversation import Conversation
 
 MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
 

@@ -7,7 +7,7 @@ from checkpoints import make_checkpoint, make_pro, make_r1
 from sessions import F16, SHAPE, Session
 
 from mobilellm_cpp import convert_checkpoint
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.library import llama_cpp
 
 
 @llama_cpp.ggml_backend_sched_eval_callback

@@ -9,7 +9,8 @@ from checkpoints import make_checkpoint, random_tensor, tensor_shapes
 from lattices import WIDTHS, int4_groups, pareto
 from peer import greedy
 
-from mobilellm_cpp import MobileLLM, convert_checkpoint, library
+from mobilellm_cpp import MobileLLM, convert_checkpoint
+from mobilellm_cpp.engine import library
 
 # Rows of 192 do not divide by 128; those of 256 do.
 WIDE = {"layers": 2, "hidden": 256, "heads": 4, "kv_heads": 2, "ffn": 512}

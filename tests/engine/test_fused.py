@@ -17,7 +17,7 @@ from sessions import CACHES, NOISE, TOKENS, Session, decode, decode_texts, dista
 
 from mobilellm_cpp import convert_checkpoint
 from mobilellm_cpp.cache import DEMO
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.library import llama_cpp
 
 # -- the demo model, whole --
 

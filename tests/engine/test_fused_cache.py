@@ -6,7 +6,7 @@ from checkpoints import make_checkpoint
 from sessions import CACHES, NOISE, SHAPE, TOKENS, Session, decode, distance, load
 
 from mobilellm_cpp import convert_checkpoint
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.library import llama_cpp
 
 
 @pytest.mark.parametrize("unified", [False, True])

@@ -13,7 +13,7 @@ import pytest
 from gguf import GGUFWriter
 from sessions import BF16, NOISE, Q4_0, TOKENS, Session, decode, distance, load
 
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.library import llama_cpp
 
 
 def lora_file(path: Path, folder: Path) -> Path:

@@ -68,7 +68,7 @@ PEAK = """
 def resident(key):
     status = Path("/proc/self/status").read_text()
     return int(status.partition(key + ":")[2].split()[0]) * 1024
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.library import llama_cpp
 llama_cpp.llama_backend_init()
 params = llama_cpp.llama_model_default_params()
 before = resident("VmRSS")

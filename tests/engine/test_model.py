@@ -14,9 +14,10 @@ from checkpoints import make_checkpoint, random_tensor
 from gguf_edit import BOOL, rewrite
 from peer import greedy, run_on
 
-from mobilellm_cpp import CheckpointError, MobileLLM, ModelError, convert_checkpoint, library
-from mobilellm_cpp.chat import Conversation
-from mobilellm_cpp.model import _until_stop
+from mobilellm_cpp import CheckpointError, MobileLLM, ModelError, convert_checkpoint
+from mobilellm_cpp.engine import library
+from mobilellm_cpp.engine.conversation import Conversation
+from mobilellm_cpp.engine.model import _until_stop
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
@@ -359,7 +360,7 @@ def test_another_libllama_is_noticed(stock_lib):
     script = """
 import llama_cpp
 try:
-    import mobilellm_cpp.model
+    import mobilellm_cpp.engine.model
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -370,7 +371,7 @@ except Exception as error:
 
 def test_llama_cpp_after_us_is_ours():
     script = """
-import mobilellm_cpp.model, llama_cpp, os
+import mobilellm_cpp.engine.model, llama_cpp, os
 print(llama_cpp.llama_cpp._base_path, "LLAMA_CPP_LIB_PATH" in os.environ)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
@@ -379,7 +380,8 @@ print(llama_cpp.llama_cpp._base_path, "LLAMA_CPP_LIB_PATH" in os.environ)
 
 def test_python_started_in_the_source_folder_uses_the_installed_package():
     script = (
-        "from mobilellm_cpp import MobileLLM, convert_checkpoint, library; print(library.FOLDER)"
+        "from mobilellm_cpp import MobileLLM, convert_checkpoint\n"
+        "from mobilellm_cpp.engine import library\nprint(library.FOLDER)"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)

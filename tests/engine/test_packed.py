@@ -21,8 +21,8 @@ from gguf import GGUFWriter
 
 import mobilellm_cpp
 from mobilellm_cpp import MobileLLM, convert_checkpoint
-from mobilellm_cpp.gguf_file import open_gguf
-from mobilellm_cpp.library import llama_cpp
+from mobilellm_cpp.engine.gguf_file import open_gguf
+from mobilellm_cpp.engine.library import llama_cpp
 
 DEMO = Path(mobilellm_cpp.__file__).parent / "demo"
 TESTS = Path(__file__).resolve().parents[1]

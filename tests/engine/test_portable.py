@@ -8,7 +8,8 @@ from checkpoints import make_checkpoint, make_pro, make_r1
 from gguf import GGUFReader
 from peer import greedy, run_on
 
-from mobilellm_cpp import MobileLLM, MobileLLMError, convert_checkpoint, library
+from mobilellm_cpp import MobileLLM, MobileLLMError, convert_checkpoint
+from mobilellm_cpp.engine import library
 
 OURS = library.FOLDER
 PROMPTS = [[1, 17, 44], [1, 300], [1, *range(40, 120)]]

@@ -13,7 +13,8 @@ from gguf import GGUFReader
 from peer import assert_same_tensors, greedy, run_on
 from safetensors.numpy import load_file, save_file
 
-from mobilellm_cpp import MobileLLM, convert_checkpoint, library
+from mobilellm_cpp import MobileLLM, convert_checkpoint
+from mobilellm_cpp.engine import library
 
 OURS = library.FOLDER
 PROMPTS = [[1, 17, 44], [1, 300], [1, *range(40, 120)]]

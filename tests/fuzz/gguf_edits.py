@@ -27,7 +27,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from mobilellm_cpp.library import lib
+from mobilellm_cpp.engine.library import lib
 
 Edit = list[Any]
 

@@ -28,8 +28,8 @@ from fuzz.cases import Case, write_case  # noqa: E402
 from mobilellm_cpp.convert import convert_checkpoint, open_checkpoint  # noqa: E402
 
 from mobilellm_cpp import CheckpointError, MobileLLM, MobileLLMError, ModelError  # noqa: E402
-from mobilellm_cpp.description import describe  # noqa: E402
-from mobilellm_cpp.gguf_file import open_gguf  # noqa: E402
+from mobilellm_cpp.engine.gguf_file import open_gguf  # noqa: E402
+from mobilellm_cpp.inspection.description import describe  # noqa: E402
 
 MEMORY = 2 << 30
 # Audit events of Python.

@@ -12,7 +12,7 @@ import pytest
 
 from mobilellm_cpp import MobileLLM
 from mobilellm_cpp.cache import DEMO, resolve
-from mobilellm_cpp.chat import Conversation
+from mobilellm_cpp.engine.conversation import Conversation
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
 HELDOUT = [json.loads(line) for line in (TRAINING / "heldout.jsonl").read_text().splitlines()]

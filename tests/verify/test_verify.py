@@ -17,10 +17,11 @@ from gguf import GGMLQuantizationType, GGUFReader, quantize
 from gguf_edit import ARRAY, BOOL, F32, STRING, U32, rewrite
 from lattices import WIDTHS, pareto
 
-from mobilellm_cpp import CheckpointError, ModelError, convert_checkpoint, tokenizer_check
-from mobilellm_cpp.gguf_file import open_gguf
-from mobilellm_cpp.tokenizer_check import TEXT
-from mobilellm_cpp.verification import NOISE_FACTOR, verify
+from mobilellm_cpp import CheckpointError, ModelError, convert_checkpoint
+from mobilellm_cpp.engine.gguf_file import open_gguf
+from mobilellm_cpp.inspection import tokenizer_check
+from mobilellm_cpp.inspection.tokenizer_check import TEXT
+from mobilellm_cpp.inspection.verification import NOISE_FACTOR, verify
 
 KINDS = ("f16", "q8_0", "q4_0")
 SHAPE = {"layers": 3, "hidden": 128, "ffn": 192, "heads": 4, "kv_heads": 2}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ModelError
+from ..errors import ModelError
 from .library import lib, reason
 
 # gguf_type to the C type of its items

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from . import __version__
-from .errors import ModelError
-from .gguf_file import GGUFFile, context_length, kv_bytes, open_gguf
-from .library import decode, lib, llama_cpp
-from .model import MAX_THREADS, MobileLLM
+from .. import __version__
+from ..engine.gguf_file import GGUFFile, context_length, kv_bytes, open_gguf
+from ..engine.library import decode, lib, llama_cpp
+from ..engine.model import MAX_THREADS, MobileLLM
+from ..errors import ModelError
 
 PREFILL = (64, 256, 1024)  # tokens of a prompt
 DEPTHS = (0, 512, 1536)  # tokens before those that are decoded

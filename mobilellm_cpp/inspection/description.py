@@ -4,8 +4,7 @@ import dataclasses
 import os
 from collections import Counter
 
-from .errors import ModelError
-from .gguf_file import (
+from ..engine.gguf_file import (
     GGUFFile,
     block_schedule,
     is_count,
@@ -13,6 +12,7 @@ from .gguf_file import (
     open_gguf,
     sliding_layers,
 )
+from ..errors import ModelError
 
 
 @dataclasses.dataclass(frozen=True)

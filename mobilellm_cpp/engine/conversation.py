@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import ModelError
+from ..errors import ModelError
 from .model import Message, MobileLLM
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .convert.bpe import is_byte_level
-from .convert.checkpoint import Checkpoint
-from .convert.config import read_json
-from .convert.tokenizer import chat_template
-from .errors import CheckpointError
-from .library import llama_cpp
-from .model import MobileLLM
+from ..convert.bpe import is_byte_level
+from ..convert.checkpoint import Checkpoint
+from ..convert.config import read_json
+from ..convert.tokenizer import chat_template
+from ..engine.library import llama_cpp
+from ..engine.model import MobileLLM
+from ..errors import CheckpointError
 
 # What logits are compared on.
 TEXT = """The mill stood where the river bends, three miles below the town. Every morning at

@@ -13,9 +13,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError
+from ..errors import ModelError
 
-FOLDER = Path(__file__).resolve().parent / "lib"
+FOLDER = Path(__file__).resolve().parent.parent / "lib"
 
 
 def _foreign_libraries() -> list[str]:

@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .convert.checkpoint import Checkpoint, open_checkpoint
-from .convert.reference import MAX_TOKENS, Hyperparameters, Reference, read_rows, torch_threads
-from .convert.tensor import Tensor
-from .errors import CheckpointError, ModelError
-from .gguf_file import GGUFFile, TensorInfo, block_schedule, is_count, open_gguf
-from .library import llama_cpp
-from .model import MobileLLM
-from .quant.bounds import bound
-from .quant.rounding import dequantize
+from ..convert.checkpoint import Checkpoint, open_checkpoint
+from ..convert.reference import MAX_TOKENS, Hyperparameters, Reference, read_rows, torch_threads
+from ..convert.tensor import Tensor
+from ..engine.gguf_file import GGUFFile, TensorInfo, block_schedule, is_count, open_gguf
+from ..engine.library import llama_cpp
+from ..engine.model import MobileLLM
+from ..errors import CheckpointError, ModelError
+from ..quant.bounds import bound
+from ..quant.rounding import dequantize
 from .tokenizer_check import TEXT, TokenizerCheck, check_tokenizer
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ModelError
+from ..errors import ModelError
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .library import Pieces, decode, guard, llama_cpp, sample, tokenize
 
@@ -173,7 +173,7 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         The cache is keyed by the checkpoint's content. kwargs go to MobileLLM. Raises
         CheckpointError when the checkpoint cannot be converted.
         """
-        from .cache import converted
+        from ..cache import converted
 
         return cls(converted(source, type, revision=revision), **kwargs)
 

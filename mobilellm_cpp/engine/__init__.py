@@ -1,0 +1,1 @@
+"""What runs a model: the one import of llama_cpp, the model as a Python object, conversations."""
