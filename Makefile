@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-UPSTREAM := mobilellm_cpp/native/upstream.py
+UPSTREAM := mobilellm_cpp/native/upstream/upstream.py
 
 # llama-cpp-python is installed as bindings only: the library they load is ours
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF $(CMAKE_ARGS)
@@ -57,14 +57,14 @@ lint: .venv/tests-installed
 # The unpatched peer for tests and benchmarks, in the build cache, once for all checkouts.
 stock: .venv/created
 	@src="$$($(BIN)/python $(UPSTREAM) fetch)" && build="$$src-stock" && \
-	if ! cmp -s mobilellm_cpp/native/flags.cmake "$$build/done"; then \
+	if ! cmp -s mobilellm_cpp/native/upstream/flags.cmake "$$build/done"; then \
 	    echo "Building the stock llama.cpp: once, a few minutes; log in $$build.log" && \
 	    $(BIN)/cmake -S "$$src" -B "$$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
-	        -DCMAKE_BUILD_TYPE=Release -DCMAKE_PROJECT_INCLUDE="$(CURDIR)/mobilellm_cpp/native/flags.cmake" \
+	        -DCMAKE_BUILD_TYPE=Release -DCMAKE_PROJECT_INCLUDE="$(CURDIR)/mobilellm_cpp/native/upstream/flags.cmake" \
 	        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
 	        -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF >"$$build.log" 2>&1 && \
 	    $(BIN)/cmake --build "$$build" --target llama llama-bench >>"$$build.log" 2>&1 && \
-	    cp mobilellm_cpp/native/flags.cmake "$$build/done" || { tail -n 20 "$$build.log"; exit 1; }; \
+	    cp mobilellm_cpp/native/upstream/flags.cmake "$$build/done" || { tail -n 20 "$$build.log"; exit 1; }; \
 	fi
 
 # The hostile files of the tests and the kernels again, with C++ programs and all libraries under ASan and UBSan.

@@ -1,5 +1,5 @@
-// Packed weights and what multiplies them. One file per instruction set fills the table `kernels`; scalar.cpp
-// is the truth: integer parts of the others are equal to its, float results to 1e-5 of the sum of magnitudes.
+// Packed weights and what multiplies them. One file per instruction set fills the table `kernels`; scalar/ is
+// the truth: integer parts of the others are equal to its, float results to 1e-5 of the sum of magnitudes.
 //
 // A packed matrix is rows in groups of 32, so that one block of activations serves 16 rows from one register, and from
 // another 16 more. The last group is filled up with zero rows. Groups follow each other; all columns of one group are
@@ -45,16 +45,14 @@ struct matrix {
 struct activations {
     int8_t  q[BLOCK];
     float   d;
-    int32_t minus_sum;  // -Σ q, which takes back an offset of 1 in the weights, and that times 8 and 128
+    int32_t minus_sum;  // -Σ q, which takes back an offset of 1 in the weights, and that times 8
     int32_t minus_8_sum;
-    int32_t minus_128_sum;
 };
 
 // static: a copy for each instruction set
 static inline void set_sum(activations & block, int32_t sum) {
-    block.minus_sum     = -sum;
-    block.minus_8_sum   = -8 * sum;
-    block.minus_128_sum = -128 * sum;
+    block.minus_sum   = -sum;
+    block.minus_8_sum = -8 * sum;
 }
 
 // True for the types above in rows that divide by 64.
@@ -73,8 +71,6 @@ void unpack(const matrix & m, int64_t row, void * out);
 void unpack_row(const matrix & m, int64_t row, float * out);
 
 struct kernels {
-    const char * name;
-
     // n_cols floats -> activation_size(n_cols) bytes, 4-byte aligned; the same bytes from every instruction set
     void (*quantize)(const float * x, int64_t n_cols, activations * out);
 
@@ -87,11 +83,6 @@ struct kernels {
     void (*matmul)(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
                    int64_t stride, const void * next, const uint8_t * later);
 };
-
-const kernels & scalar();
-const kernels * avx2();        // nullptr where compiler or processor lacks it
-const kernels * avx512vnni();  // likewise
-const kernels & best();        // the fastest this processor runs; chosen once
 
 // Whether a tensor's data is packed (it lies in the buffer type of packed_buffer.h), and its matrix when it is.
 bool   packed(const ggml_tensor * tensor);

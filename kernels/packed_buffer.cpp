@@ -1,10 +1,10 @@
 #include "packed_buffer.h"
 
+#include "dispatch.h"
 #include "filling_threads.h"
 #include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
-#include "kernels.h"
 #include "traits.h"
 
 #include <algorithm>
@@ -96,7 +96,7 @@ const float * row_of(const ggml_tensor * tensor, int64_t row) {
 
 // Each row of the result is computed by one thread from beginning to end, so their number changes no bit of it.
 void packed_tensor::mul_mat(const ggml_compute_params & params, ggml_tensor * op) {
-    const kernels &     k        = best();
+    const kernels &     k        = best().products;
     const ggml_tensor * input    = op->src[1];
     const int64_t       n_tokens = ggml_nrows(input);
     const int64_t       ith      = params.ith;
@@ -335,7 +335,7 @@ mobilellm_kernels mobilellm_kernels_wanted() {
 ggml_backend_buffer_type_t mobilellm_packed_buffer_type() {
     using namespace mobilellm;
 
-    static const bool wanted = mobilellm_kernels_wanted() != mobilellm_kernels::none && &best() != &scalar();
+    static const bool wanted = mobilellm_kernels_wanted() != mobilellm_kernels::none && instruction_sets().size() > 1;
     static ggml_backend_buffer_type type = {
         { get_name, alloc_buffer, get_alignment, /*get_max_size*/ nullptr, get_alloc_size, /*is_host*/ nullptr },
         ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),

@@ -1,4 +1,4 @@
-// GGUF rows <-> packed groups, and the choice of kernels. The layout is drawn in kernels.h.
+// GGUF rows <-> packed groups. The layout is drawn in kernels.h.
 
 #include "kernels.h"
 
@@ -6,10 +6,7 @@
 #include <cstring>
 
 #ifdef __SSE2__
-#include <emmintrin.h>
-#endif
-#ifdef MOBILELLM_AVX2
-#include <cpuid.h>
+#include "x86/interleave.h"
 #endif
 
 namespace mobilellm {
@@ -85,36 +82,17 @@ constexpr halves halves_of(ggml_type type) {
     return type == GGML_TYPE_Q4_0 ? halves{ 0x0F, 4 } : halves{ 0x33, 2 };
 }
 
+#ifndef __SSE2__
 // Four bytes of each of 16 rows, chunk by chunk, STEP chunks apart.
 template <int WORDS, int STEP>
 void interleave(const uint8_t * rows, size_t row_size, uint8_t * quants) {
-#ifdef __SSE2__
-    for (int64_t r = 0; r < 16; r += 4) {
-        for (int i = 0; i < WORDS; i += 4) {
-            const auto load = [&](int64_t k) {
-                return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + (r + k) * row_size + 4 * i));
-            };
-            const auto store = [&](int k, __m128i x) {
-                _mm_storeu_si128(reinterpret_cast<__m128i *>(quants + 64 * STEP * (i + k) + 4 * r), x);
-            };
-            const __m128i low01  = _mm_unpacklo_epi32(load(0), load(1));
-            const __m128i low23  = _mm_unpacklo_epi32(load(2), load(3));
-            const __m128i high01 = _mm_unpackhi_epi32(load(0), load(1));
-            const __m128i high23 = _mm_unpackhi_epi32(load(2), load(3));
-            store(0, _mm_unpacklo_epi64(low01, low23));
-            store(1, _mm_unpackhi_epi64(low01, low23));
-            store(2, _mm_unpacklo_epi64(high01, high23));
-            store(3, _mm_unpackhi_epi64(high01, high23));
-        }
-    }
-#else
     for (int64_t r = 0; r < 16; ++r) {
         for (int i = 0; i < WORDS; ++i) {
             std::memcpy(quants + 64 * STEP * i + 4 * r, rows + r * row_size + 4 * i, 4);
         }
     }
-#endif
 }
+#endif
 
 // One block of 32 rows.
 template <ggml_type TYPE>
@@ -256,46 +234,6 @@ void unpack_row(const matrix & m, int64_t row, float * out) {
         unpack_block(m, row, b, block);
         to_float(block, out + b * f.columns, f.columns);
     }
-}
-
-// Asked here, since the files of the kernels may hold instructions that the processor lacks anywhere.
-#ifdef MOBILELLM_AVX2
-extern const kernels avx2_kernels;
-
-// __builtin_cpu_supports does not know it in every compiler.
-static bool has_f16c() {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
-#endif
-#ifdef MOBILELLM_AVX512VNNI
-extern const kernels avx512vnni_kernels;
-#endif
-
-const kernels * avx2() {
-#ifdef MOBILELLM_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-        __builtin_cpu_supports("bmi2") && has_f16c()) {
-        return &avx2_kernels;
-    }
-#endif
-    return nullptr;
-}
-
-const kernels * avx512vnni() {
-#ifdef MOBILELLM_AVX512VNNI
-    if (avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
-        return &avx512vnni_kernels;
-    }
-#endif
-    return nullptr;
-}
-
-const kernels & best() {
-    static const kernels & chosen = avx512vnni() ? *avx512vnni() : avx2() ? *avx2() : scalar();
-    return chosen;
 }
 
 }  // namespace mobilellm

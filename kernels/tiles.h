@@ -8,8 +8,6 @@
 
 #include "kernels.h"
 
-#include <immintrin.h>
-
 #define MOBILELLM_INLINE inline __attribute__((always_inline))
 
 namespace mobilellm {
@@ -45,17 +43,17 @@ template <ggml_type TYPE>
 MOBILELLM_INLINE void prefetch(const part & p, int64_t i) {
     constexpr int64_t bytes = pair_bytes<TYPE>();
     const int64_t     at    = i * bytes + p.ahead;
-    const char *      line  = reinterpret_cast<const char *>(p.quants) + at + (at < p.n_pairs * bytes ? 0 : p.skip);
+    const uint8_t *   line  = p.quants + at + (at < p.n_pairs * bytes ? 0 : p.skip);
     for (int64_t offset = 0; offset < bytes; offset += 64) {
-        _mm_prefetch(line + offset, _MM_HINT_T0);
+        __builtin_prefetch(line + offset);
     }
     for (int64_t offset = 0; offset < scale_bytes<TYPE>(); offset += 64) {
-        _mm_prefetch(reinterpret_cast<const char *>(p.next_scales) + i * scale_bytes<TYPE>() + offset, _MM_HINT_T0);
+        __builtin_prefetch(p.next_scales + i * scale_bytes<TYPE>() + offset);
     }
     if (p.later) {
-        const auto * there = reinterpret_cast<const char *>(p.quants) + p.later + i * bytes;
+        const uint8_t * there = p.quants + p.later + i * bytes;
         for (int64_t offset = 0; offset < bytes / 4; offset += 64) {
-            _mm_prefetch(there + offset, _MM_HINT_T1);
+            __builtin_prefetch(there + offset, 0, 2);
         }
     }
 }

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = ROOT / "mobilellm_cpp" / "native"
+UPSTREAM = ROOT / "mobilellm_cpp" / "native" / "upstream"
 
 
 @pytest.fixture
 def upstream(monkeypatch, tmp_path):
     """The build script as a module, with an empty cache."""
-    spec = importlib.util.spec_from_file_location("upstream", NATIVE / "upstream.py")
+    spec = importlib.util.spec_from_file_location("upstream", UPSTREAM / "upstream.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setenv("MOBILELLM_BUILD_CACHE", str(tmp_path / "cache"))
@@ -34,12 +34,12 @@ def test_the_pin_is_the_runtime_requirement(upstream):
     assert importlib.metadata.version("llama-cpp-python") == version
 
 
-def test_the_patch_keeps_its_budget():
-    changed = [
-        line
-        for line in (NATIVE / "register.patch").read_text().splitlines()
-        if re.match(r"[+-](?![+-])", line)
-    ]
+def test_the_patches_keep_their_budget_and_say_why():
+    changed = []
+    for patch in (UPSTREAM / "patches").glob("*.patch"):
+        first, *lines = patch.read_text().splitlines()
+        assert not first.startswith("---"), f"{patch.name} does not begin with its purpose"
+        changed += [line for line in lines if re.match(r"[+-](?![+-])", line)]
     assert 0 < len(changed) <= 60
 
 
@@ -57,10 +57,10 @@ def contents(tree: Path) -> dict[str, bytes]:
 
 def test_applying_twice_is_applying_once(upstream, tree):
     before = contents(tree)
-    upstream.apply_patch(tree)
+    upstream.apply_patches(tree)
     once = contents(tree)
     assert once != before
-    upstream.apply_patch(tree)
+    upstream.apply_patches(tree)
     assert contents(tree) == once
 
 
@@ -69,7 +69,7 @@ def test_a_changed_upstream_is_refused_and_left_alone(upstream, tree):
     path.write_text(path.read_text().replace("load_hparams(llama_model_loader & ml) {", "load() {"))
     before = contents(tree)
     with pytest.raises(upstream.UpstreamError, match="llama-model.cpp.*regenerate the patch"):
-        upstream.apply_patch(tree)
+        upstream.apply_patches(tree)
     assert contents(tree) == before
 
 
@@ -115,7 +115,7 @@ def test_wrong_hash(upstream, monkeypatch, tmp_path):
 def test_no_network(tmp_path):
     env = {**os.environ, "MOBILELLM_BUILD_CACHE": str(tmp_path), "PIP_RETRIES": "0"}
     env |= {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": ""}
-    command = [sys.executable, str(NATIVE / "upstream.py"), "fetch"]
+    command = [sys.executable, str(UPSTREAM / "upstream.py"), "fetch"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1

@@ -1,6 +1,6 @@
 // Part of kernels.cpp: the operations between the matrices, every set against plain loops in doubles.
 
-#include "fused_ops.h"
+#include "dispatch.h"
 
 #include "ggml.h"
 
@@ -350,11 +350,7 @@ void test(const fused_ops & ops, const std::string & name) {
 }  // namespace
 
 void test_fused_ops() {
-    test(scalar_fused_ops(), "scalar");
-    if (avx2_fused_ops()) {
-        test(*avx2_fused_ops(), "avx2");
-    }
-    if (avx512vnni_fused_ops()) {
-        test(*avx512vnni_fused_ops(), "avx512vnni");
+    for (const mobilellm::instruction_set & set : mobilellm::instruction_sets()) {
+        test(set.ops, set.name);
     }
 }

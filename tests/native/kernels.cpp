@@ -1,7 +1,7 @@
 // Packing and every kernel this machine runs, against the scalar twin, and the twin against ggml's own rows in
 // doubles. Prints a line for each set of kernels; the first mismatch ends it with exit code 1.
 
-#include "kernels.h"
+#include "dispatch.h"
 
 #include "ggml.h"
 
@@ -56,6 +56,8 @@ struct block_shape {
     int64_t   columns;
     size_t    quants;
 };
+
+const instruction_set & scalar = instruction_sets().back();
 
 const block_shape SHAPES[] = {
     { GGML_TYPE_Q4_0, 32, 16 },
@@ -134,10 +136,10 @@ std::vector<float> random_input(int64_t n, filling f) {
     return x;
 }
 
-std::vector<uint8_t> quantized(const kernels & k, const std::vector<float> & x, int64_t n_cols) {
+std::vector<uint8_t> quantized(const instruction_set & k, const std::vector<float> & x, int64_t n_cols) {
     std::vector<uint8_t> q(x.size() / n_cols * activation_size(n_cols));
     for (size_t t = 0; t < x.size() / n_cols; ++t) {
-        k.quantize(&x[t * n_cols], n_cols, reinterpret_cast<activations *>(&q[t * activation_size(n_cols)]));
+        k.products.quantize(&x[t * n_cols], n_cols, reinterpret_cast<activations *>(&q[t * activation_size(n_cols)]));
     }
     return q;
 }
@@ -182,7 +184,8 @@ void compare(const std::string & what, const float * got, const float * want, co
     }
 }
 
-void check(const kernels & k, const block_shape & shape, int64_t n_cols, int64_t n_rows, int64_t n_tokens, filling f) {
+void check(const instruction_set & k, const block_shape & shape, int64_t n_cols, int64_t n_rows, int64_t n_tokens,
+           filling f) {
     const std::string what = std::string(k.name) + " " + ggml_type_name(shape.type) + " " + std::to_string(n_cols) +
                              "x" + std::to_string(n_rows) + ", " + std::to_string(n_tokens) + " tokens, filling " +
                              std::to_string(int(f));
@@ -209,7 +212,7 @@ void check(const kernels & k, const block_shape & shape, int64_t n_cols, int64_t
     }
 
     const auto x = random_input(n_cols * n_tokens, f);
-    const auto q = quantized(scalar(), x, n_cols);
+    const auto q = quantized(scalar, x, n_cols);
     for (int64_t t = 0; t < n_tokens; ++t) {
         const auto * want = reinterpret_cast<const activations *>(&q[t * activation_size(n_cols)]);
         const auto   got  = quantized(k, { x.begin() + t * n_cols, x.begin() + (t + 1) * n_cols }, n_cols);
@@ -221,9 +224,9 @@ void check(const kernels & k, const block_shape & shape, int64_t n_cols, int64_t
 
     const auto         scale = magnitudes(w, q, n_cols, n_rows, n_tokens, true);
     std::vector<float> want(n_rows * n_tokens, -1.0f);
-    scalar().matmul(m, 0, m.n_groups(), a, n_tokens, want.data(), n_rows, nullptr, nullptr);
+    scalar.products.matmul(m, 0, m.n_groups(), a, n_tokens, want.data(), n_rows, nullptr, nullptr);
 
-    if (&k == &scalar()) {  // the twin itself: against doubles over ggml's floats
+    if (&k.products == &scalar.products) {  // the twin itself: against doubles over ggml's floats
         const auto exact = magnitudes(w, q, n_cols, n_rows, n_tokens, false);
         const auto same  = std::vector<float>(exact.begin(), exact.end());
         compare(what + ", doubles", want.data(), same.data(), scale.data(), n_rows * n_tokens);
@@ -232,8 +235,8 @@ void check(const kernels & k, const block_shape & shape, int64_t n_cols, int64_t
     // groups in two parts; past n_rows nothing may be written
     std::vector<float> got(n_rows * n_tokens, -1.0f);
     const int64_t      middle = m.n_groups() / 2;
-    k.matmul(m, middle, m.n_groups(), a, n_tokens, got.data() + middle * GROUP, n_rows, rows.data(), nullptr);
-    k.matmul(m, 0, middle, a, n_tokens, got.data(), n_rows, nullptr, m.data);
+    k.products.matmul(m, middle, m.n_groups(), a, n_tokens, got.data() + middle * GROUP, n_rows, rows.data(), nullptr);
+    k.products.matmul(m, 0, middle, a, n_tokens, got.data(), n_rows, nullptr, m.data);
     compare(what + ", matmul", got.data(), want.data(), scale.data(), n_rows * n_tokens);
     if (f == filling::integers && n_cols <= 512 && got != want) {
         fail(what + ": integers are not exact");
@@ -243,20 +246,20 @@ void check(const kernels & k, const block_shape & shape, int64_t n_cols, int64_t
         const auto * one = reinterpret_cast<const activations *>(&q[t * activation_size(n_cols)]);
 
         std::vector<float> y(n_rows, -1.0f);
-        k.matmul(m, 0, m.n_groups(), one, 1, y.data(), n_rows, nullptr, nullptr);
+        k.products.matmul(m, 0, m.n_groups(), one, 1, y.data(), n_rows, nullptr, nullptr);
         if (std::memcmp(y.data(), &got[t * n_rows], n_rows * sizeof(float)) != 0) {
             fail(what + ": a token alone differs");
         }
     }
 }
 
-void check_not_finite(const kernels & k) {
+void check_not_finite(const instruction_set & k) {
     for (const float bad : { NAN, -NAN, INFINITY, -INFINITY }) {
         for (int64_t at = 0; at < 64; ++at) {
             std::vector<float> x(64, 0.5f);
             x[at] = bad;
             std::vector<uint8_t> q(activation_size(64));
-            k.quantize(x.data(), 64, reinterpret_cast<activations *>(q.data()));
+            k.products.quantize(x.data(), 64, reinterpret_cast<activations *>(q.data()));
             const auto * block = reinterpret_cast<const activations *>(q.data()) + at / BLOCK;
             const auto * other = reinterpret_cast<const activations *>(q.data()) + (1 - at / BLOCK);
             for (int64_t i = 0; i < BLOCK; ++i) {
@@ -271,7 +274,7 @@ void check_not_finite(const kernels & k) {
     }
 }
 
-void check_all(const kernels & k) {
+void check_all(const instruction_set & k) {
     worst       = 0;
     int n_cases = 0;
     for (const block_shape & shape : SHAPES) {
@@ -314,11 +317,8 @@ void check_types() {
 
 int main() {
     check_types();
-    check_all(scalar());
-    for (const kernels * k : { avx2(), avx512vnni() }) {
-        if (k) {
-            check_all(*k);
-        }
+    for (const instruction_set & k : instruction_sets()) {
+        check_all(k);
     }
     test_fused_ops();
     std::printf("best: %s\n", best().name);

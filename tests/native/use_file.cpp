@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "guard.h"
+#include "api.h"
 
 namespace {
 

@@ -17,7 +17,7 @@ from mobilellm_cpp.convert import ConversionReport, convert_checkpoint
 from mobilellm_cpp.quant.lattice import float_holders, holders, recognise
 
 from mobilellm_cpp import CheckpointError
-from mobilellm_cpp.gguf_file import open_gguf
+from mobilellm_cpp.engine.gguf_file import open_gguf
 
 BOUND = float(np.float32(0.004))
 MATRICES = {

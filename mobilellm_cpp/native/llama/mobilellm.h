@@ -2,7 +2,7 @@
 // schedule (MobileLLM, arXiv 2402.14905, section 3.4: block-wise weight sharing), and what R1 and Pro
 // add to it: a weightless norm of q and k, layers without RoPE, layers with a sliding window.
 //
-// register.patch calls what is declared here; nothing else of upstream changes.
+// The patches in upstream/ call what is declared here; nothing else of upstream changes.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// Called by register.patch while llama.cpp loads a model: what makes loading fast and keeps it small.
+// Called by upstream/patches/ while llama.cpp loads a model: what makes loading fast and keeps it small.
 
 #pragma once
 

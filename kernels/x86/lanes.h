@@ -1,75 +1,12 @@
-// Vectors of floats: one struct an instruction set, all with the same members, for the templates of
-// the _impl.h files. Only what the file's compiler flags allow is there.
-//
-// All of it has internal linkage: a file compiled for one instruction set must not lend its code to another.
+// The lanes of step/lanes.h in AVX2 and AVX-512. Only what the file's compiler flags allow is there.
 
 #pragma once
 
-#include "ggml.h"
+#include "step/lanes.h"
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
-#endif
 
 namespace {
-
-// exp(x) = 2^n exp(r) with n = round(x / ln 2); the polynomial's relative error is below 1e-7 on |r| <= ln 2 / 2
-// (Taylor to x^7). Arguments are clamped, NaN stays NaN.
-constexpr float exp_low      = -87.0f;
-constexpr float exp_high     = 88.0f;
-constexpr float log2_e       = 1.44269504f;
-constexpr float ln2_high     = 0.693359375f;
-constexpr float ln2_low      = -2.12194440e-4f;
-constexpr float exp_taylor[] = { 1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f };
-
-struct scalar_lanes {
-    using vec                  = float;
-    static constexpr int width = 1;
-    static constexpr int group = 4;  // query heads that share a pass over K or V
-    static constexpr int tile  = 4;  // rows times two vectors: sums that fit the registers
-
-    static vec  zero() { return 0.0f; }
-    static vec  set1(float x) { return x; }
-    static vec  load(const float * p) { return *p; }
-    static void store(float * p, vec x) { *p = x; }
-    static vec  load_i8(const int8_t * p) { return float(*p); }
-    static vec  load_f16(const uint8_t * p) {
-        ggml_fp16_t half;
-        std::memcpy(&half, p, sizeof(half));
-        return ggml_fp16_to_fp32(half);
-    }
-    static vec         set1_f16(const uint8_t * p) { return load_f16(p); }
-    static ggml_fp16_t to_f16(float x) { return ggml_fp32_to_fp16(x); }
-    static void        store_f16(uint8_t * p, vec x) {
-        const ggml_fp16_t half = to_f16(x);
-        std::memcpy(p, &half, sizeof(half));
-    }
-    static void  store_i8(int8_t * p, vec x) { *p = int8_t(nearbyintf(x)); }  // |x| <= 127
-    static vec   add(vec a, vec b) { return a + b; }
-    static vec   sub(vec a, vec b) { return a - b; }
-    static vec   mul(vec a, vec b) { return a * b; }
-    static vec   div(vec a, vec b) { return a / b; }
-    static vec   fma(vec a, vec b, vec c) { return a * b + c; }
-    static vec   max(vec a, vec b) { return a > b ? a : b; }
-    // x where the bit of the lane is set, else y
-    static vec   select(uint64_t bits, vec x, vec y) { return bits & 1 ? x : y; }
-    // a butterfly of the Walsh-Hadamard transform between elements whose numbers differ by h < width
-    static vec   butterfly(vec x, int) { return x; }
-    static float sum(vec a) { return a; }
-    static float largest(vec a) { return a; }
-    static vec   exp(vec x) { return expf(x < exp_low ? exp_low : x > exp_high ? exp_high : x); }
-    // the sums of four vectors
-    static void  sum4(vec a, vec b, vec c, vec d, float * out) {
-        out[0] = a;
-        out[1] = b;
-        out[2] = c;
-        out[3] = d;
-    }
-};
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 struct avx2_lanes {

@@ -7,9 +7,8 @@
 
 #include "arena.h"
 #include "barrier.h"
+#include "dispatch.h"
 #include "fused.h"
-#include "fused_ops.h"
-#include "kernels.h"
 #include "thread_limit.h"
 
 #include <atomic>
@@ -134,8 +133,8 @@ class fused_step {
     void finish_layer(const layer & l, const private_arrays & own, int64_t chunk, int64_t first, range tokens);
 
     const fused_model  model_;
-    const kernels &    kernels_ = best();
-    const fused_ops &  ops_     = best_fused_ops();
+    const kernels &    kernels_ = best().products;
+    const fused_ops &  ops_     = best().ops;
     std::vector<layer> layers_;
     matrix             output_{};  // without data where the states are the result
     int64_t            n_group_;

@@ -85,9 +85,4 @@ struct fused_ops {
     void (*attend_tile)(const attention_tile & tile);
 };
 
-const fused_ops & scalar_fused_ops();
-const fused_ops * avx2_fused_ops();        // nullptr where compiler or processor lacks it
-const fused_ops * avx512vnni_fused_ops();  // likewise
-const fused_ops & best_fused_ops();
-
 }  // namespace mobilellm

@@ -5,6 +5,8 @@
 
 #include "tiles.h"
 
+#include <immintrin.h>
+
 namespace mobilellm {
 
 namespace {
@@ -173,6 +175,6 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
 }  // namespace
 
 extern const kernels avx2_kernels;
-const kernels        avx2_kernels = { "avx2", quantize, matmul<avx2_isa> };
+const kernels        avx2_kernels = { quantize, matmul<avx2_isa> };
 
 }  // namespace mobilellm

@@ -82,9 +82,7 @@ void matmul(const matrix & m, int64_t g0, int64_t g1, const activations * q, int
 
 }  // namespace
 
-const kernels & scalar() {
-    static const kernels table = { "scalar", quantize, matmul };
-    return table;
-}
+extern const kernels scalar_kernels;
+const kernels        scalar_kernels = { quantize, matmul };
 
 }  // namespace mobilellm

@@ -1,7 +1,7 @@
 // What `mobilellm bench` measures below Python: the bandwidth of memory, the output head's part of a step.
 
+#include "api.h"
 #include "ggml-backend.h"
-#include "guard.h"
 #include "mobilellm.h"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 """Brings the pinned llama.cpp into a build: fetch, check, unpack, patch. Called by CMake and make.
 
     python upstream.py fetch                        the pristine source, whole, in the cache
-    python upstream.py prepare DEST [--from DIR]    only what libllama needs, with register.patch in
+    python upstream.py prepare DEST [--from DIR]    only what libllama needs, with patches/ in
 
 fetch prints where the source lies. Both may run twice: what is already done is not done again. A
 failure is one sentence on stderr and exit code 1. Needs only the standard library and pip (no git,
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PATCH = HERE / "register.patch"
+PATCHES = sorted((HERE / "patches").glob("*.patch"))
 # What CMake reads when only ggml and libllama are built.
 NEEDED = ("CMakeLists.txt", "LICENSE", "cmake", "ggml", "include", "src", "vendor")
 
@@ -104,15 +104,19 @@ def fetch() -> Path:
     return dest
 
 
-def apply_patch(tree: Path, patch: Path = PATCH) -> None:
-    """Applies a unified diff of call sites to tree. A hunk that is already in is left alone; all
-    hunks are found before any file is written, so a failure leaves the tree as it was."""
+def _sections(patch: Path) -> list[str]:
+    """The files of a unified diff, each from its +++ line on."""
+    return re.split(r"^--- .*\n(?=\+\+\+ b/)", patch.read_text(), flags=re.M)[1:]
+
+
+def apply_patches(tree: Path) -> None:
+    """Applies the patches, unified diffs whose hunks are found by their text, to tree. A hunk that
+    is already in is left alone; all hunks are found before any file is written, so a failure leaves
+    the tree as it was."""
     texts: dict[Path, str] = {}
-    for section in re.split(r"^--- .*\n(?=\+\+\+ )", patch.read_text(), flags=re.M)[1:]:
-        name = re.match(r"\+\+\+ b/(\S+)", section)
-        assert name, "register.patch: a section without a +++ b/ line"
-        path = tree / name[1]
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for patch, section in [(p, section) for p in PATCHES for section in _sections(p)]:
+        path = tree / section.split()[1].removeprefix("b/")
+        text = texts.get(path) or (path.read_text(encoding="utf-8") if path.exists() else "")
         for hunk in re.split(r"^@@.*@@.*\n", section, flags=re.M)[1:]:
             lines = hunk.splitlines(keepends=True)
             old = "".join(line[1:] for line in lines if line[0] in " -")
@@ -143,7 +147,7 @@ def prepare(dest: Path, source: Path | None) -> None:
     """Puts a patched copy of the parts that libllama needs at dest. The source is never changed."""
     stamp = dest / ".prepared"
     state = _state(source) if source else pin()[1]
-    wanted = f"{state}\n{hashlib.sha256(PATCH.read_bytes()).hexdigest()}\n"
+    wanted = f"{state}\n{hashlib.sha256(b''.join(p.read_bytes() for p in PATCHES)).hexdigest()}\n"
     if stamp.exists() and stamp.read_text() == wanted:
         return
     source = source or fetch()
@@ -154,7 +158,7 @@ def prepare(dest: Path, source: Path | None) -> None:
     for name in NEEDED:
         copy = shutil.copytree if (source / name).is_dir() else shutil.copy2
         copy(source / name, dest / name)
-    apply_patch(dest)
+    apply_patches(dest)
     stamp.write_text(wanted)
 
 

@@ -7,10 +7,6 @@
 #include <atomic>
 #include <thread>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
-#endif
-
 namespace mobilellm {
 
 class barrier {
@@ -47,8 +43,8 @@ class barrier {
     static constexpr int patience = 100;
 
     static void relax() {
-#if defined(__x86_64__) || defined(_M_X64)
-        _mm_pause();
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
 #elif defined(__aarch64__)
         asm volatile("yield");
 #endif

@@ -4,6 +4,8 @@
 
 #include "tiles.h"
 
+#include <immintrin.h>
+
 namespace mobilellm {
 
 namespace {
@@ -32,9 +34,8 @@ struct avx512vnni_isa {
         __m512i low[T];
         __m512i high[T];
         for (int t = 0; t < T; ++t) {
-            const __m512i minus_128 = _mm512_set1_epi32(token(t)->minus_128_sum);
-            low[t]                  = TYPE == GGML_TYPE_Q8_0 ? minus_128 : _mm512_setzero_si512();
-            high[t]                 = TYPE == GGML_TYPE_Q2_0 ? _mm512_setzero_si512() : minus_128;
+            const __m512i minus_sum = _mm512_set1_epi32(token(t)->minus_sum);
+            low[t] = high[t] = TYPE == GGML_TYPE_Q8_0 ? _mm512_slli_epi32(minus_sum, 7) : _mm512_setzero_si512();
         }
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) {
@@ -63,9 +64,8 @@ struct avx512vnni_isa {
             if constexpr (shift > 0) {
                 const bool    q4     = TYPE == GGML_TYPE_Q4_0;
                 const __m512i offset = _mm512_set1_epi32(q4 ? token(t)->minus_8_sum : token(t)->minus_sum);
-                high[t]              = _mm512_srai_epi32(_mm512_sub_epi32(high[t], low[t]), shift);
-                high[t]              = q4 ? high[t] : _mm512_add_epi32(high[t], offset);  // -128 / 16 is Q4_0's
-                low[t]               = _mm512_add_epi32(low[t], offset);
+                high[t] = _mm512_add_epi32(_mm512_srai_epi32(_mm512_sub_epi32(high[t], low[t]), shift), offset);
+                low[t]  = _mm512_add_epi32(low[t], offset);
             }
             const __m512 d = _mm512_set1_ps(token(t)->d);
             low_sum[t]     = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(low[t]), d), low_scale, low_sum[t]);
@@ -131,6 +131,6 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
 }  // namespace
 
 extern const kernels avx512vnni_kernels;
-const kernels        avx512vnni_kernels = { "avx512vnni", quantize, matmul<avx512vnni_isa> };
+const kernels        avx512vnni_kernels = { quantize, matmul<avx512vnni_isa> };
 
 }  // namespace mobilellm

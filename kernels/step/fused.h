@@ -80,5 +80,5 @@ struct fused_interface {
 
 }  // namespace mobilellm
 
-// What register.patch asks for every function by name before ggml does; nullptr where it is not ours or turned off.
+// What ggml's CPU backend asks for every function by name before ggml does; nullptr where it is not ours or turned off.
 void * mobilellm_proc_address(const char * name);

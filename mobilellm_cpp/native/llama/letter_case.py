@@ -1,6 +1,6 @@
 """Writes letter_case.inc: the letters of categories Ll and of Lu and Lt as runs, from unicodedata.
 
-python mobilellm_cpp/native/letter_case.py > mobilellm_cpp/native/letter_case.inc
+python mobilellm_cpp/native/llama/letter_case.py > mobilellm_cpp/native/llama/letter_case.inc
 """
 
 import sys

@@ -1,0 +1,77 @@
+// While a thread is under guard, an abort of ggml becomes a C++ exception, which upstream's loaders catch and
+// log; what is logged as an error is kept as the reason.
+
+#include "guard.h"
+
+#include "ggml.h"
+
+#include <cstdio>
+#include <mutex>
+#include <stdexcept>
+
+namespace {
+
+thread_local int         depth = 0;
+thread_local bool        quiet = true;
+thread_local std::string reason;  // error lines logged under guard, oldest first
+
+std::mutex        log_mutex;
+ggml_log_callback outer_log      = nullptr;
+void *            outer_log_data = nullptr;
+
+void throw_abort(const char * message) {
+    if (depth > 0) {
+        throw std::runtime_error(message);
+    }
+    std::fprintf(stderr, "%s\n", message);  // as ggml does without a callback; the caller aborts
+}
+
+void keep_errors(ggml_log_level level, const char * text, void *) {
+    if (depth > 0 && level == GGML_LOG_LEVEL_ERROR) {
+        reason += text;
+    }
+    if (outer_log && (depth == 0 || !quiet)) {
+        outer_log(level, text, outer_log_data);
+    }
+}
+
+}  // namespace
+
+void mobilellm_guard_begin(bool silence) {
+    const std::lock_guard<std::mutex> lock(log_mutex);
+    ggml_set_abort_callback(throw_abort);
+
+    ggml_log_callback current = nullptr;
+    void *            data    = nullptr;
+    llama_log_get(&current, &data);
+    if (current != keep_errors) {
+        outer_log      = current;
+        outer_log_data = data;
+        llama_log_set(keep_errors, nullptr);
+    }
+    if (depth++ == 0) {
+        quiet = silence;
+        reason.clear();
+    }
+}
+
+void mobilellm_guard_end() {
+    --depth;
+}
+
+const char * mobilellm_guard_reason() {
+    return reason.c_str();
+}
+
+void mobilellm_set_reason(const std::string & text) {
+    reason = text;
+}
+
+int32_t mobilellm_decode(llama_context * ctx, llama_batch batch) {
+    return under_guard(INT32_MIN, [&] { return llama_decode(ctx, batch); });
+}
+
+gguf_context * mobilellm_gguf_open(const char * path) {
+    return under_guard<gguf_context *>(
+        nullptr, [&] { return gguf_init_from_file(path, { /*no_alloc*/ true, /*ctx*/ nullptr }); });
+}

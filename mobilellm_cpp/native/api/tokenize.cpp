@@ -1,0 +1,97 @@
+// Tokenizing under guard: long words are split on a stack that they fit on.
+
+#include "guard.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
+namespace {
+
+// What llama.cpp splits texts into words with, std::regex, recurses once for each character of a match (llama.cpp
+// issue 27783): 26,000 letters without a space are more than 8 MiB of stack. About 700 bytes each were measured.
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t stack_per_character = 16384;
+#else
+constexpr size_t stack_per_character = 2048;
+#endif
+constexpr size_t short_word = 256;      // characters that fit on any stack
+constexpr size_t long_word  = 1 << 20;  // more are refused
+
+// A bound on the characters that one match can take: none goes on beyond the end of a line, but for the white space
+// and slashes that may follow it.
+size_t longest_word(std::string_view text) {
+    size_t longest = 0;
+    size_t current = 0;
+    bool   newline = false;
+    for (const unsigned char c : text) {
+        if ((c & 0xC0) == 0x80) {
+            continue;  // not the first byte of a character
+        }
+        const bool maybe_space = c <= ' ' || c == 0xC2 || (c >= 0xE1 && c <= 0xE3);
+        if (c == '\n' || c == '\r') {
+            newline = true;
+        } else if (newline && !maybe_space && c != '/') {
+            newline = false;
+            current = 0;
+        }
+        longest = std::max(longest, ++current);
+    }
+    return longest;
+}
+
+// Calls work, on a thread with stack enough for words of so many characters.
+template <typename Work>
+int32_t on_stack_for(size_t characters, Work work) {
+#ifndef _WIN32
+    if (characters > short_word) {
+        struct job {
+            Work &      work;
+            int32_t     result;
+            std::string error;
+        } job{ work, 0, "" };
+
+        const auto run = [](void * data) -> void * {
+            auto & job = *static_cast<struct job *>(data);
+            mobilellm_guard_begin(true);
+            try {
+                job.result = job.work();
+            } catch (const std::exception & error) {
+                job.error = error.what();
+            }
+            mobilellm_guard_end();
+            return nullptr;
+        };
+        pthread_attr_t settings;
+        pthread_attr_init(&settings);
+        pthread_attr_setstacksize(&settings, (1 << 20) + characters * stack_per_character);
+        pthread_t  thread;
+        const bool started = characters <= long_word && pthread_create(&thread, &settings, run, &job) == 0;
+        pthread_attr_destroy(&settings);
+        if (!started) {
+            throw std::runtime_error("a line of " + std::to_string(characters) + " characters is too long");
+        }
+        pthread_join(thread, nullptr);
+        if (!job.error.empty()) {
+            throw std::runtime_error(job.error);
+        }
+        return job.result;
+    }
+#endif
+    return work();
+}
+
+}  // namespace
+
+int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * text, int32_t length, llama_token * tokens,
+                           int32_t capacity, bool add_special, bool parse_special) {
+    const auto work = [&] { return llama_tokenize(vocab, text, length, tokens, capacity, add_special, parse_special); };
+    const bool splits = llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_BPE;
+    return under_guard(INT32_MIN,
+                       [&] { return on_stack_for(splits ? longest_word({ text, size_t(length) }) : 0, work); });
+}
