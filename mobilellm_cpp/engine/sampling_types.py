@@ -1,0 +1,24 @@
+"""How a token is chosen: the keyword arguments that `stream`, `chat` and `Conversation` share."""
+
+from collections.abc import Sequence
+
+from typing_extensions import TypedDict
+
+
+class Sampling(TypedDict, total=False):
+    """Keyword arguments of MobileLLM.stream, for functions that pass them on:
+
+    def ask(llm: MobileLLM, question: str, **sampling: Unpack[Sampling]) -> str: ...
+    """
+
+    max_tokens: int | None  # None: as many as the context has room for
+    temperature: float  # 0 always takes the likeliest token
+    top_k: int  # only the k likeliest tokens; 0: all
+    top_p: float  # only the likeliest tokens that have this probability together; 1: all
+    min_p: float  # only tokens at least this probable, relative to the likeliest; 0: all
+    typical_p: float  # locally typical sampling; 1: off
+    repeat_penalty: float  # divides the logits of tokens seen lately; 1: off
+    frequency_penalty: float  # taken from the logit each time that a token was seen lately; 0: off
+    presence_penalty: float  # taken once from the logit of tokens seen lately; 0: off
+    seed: int | None  # None: another text each time
+    stop: str | Sequence[str]  # the text ends before the first of these
