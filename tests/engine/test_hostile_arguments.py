@@ -1,4 +1,4 @@
-"""Arguments of every wrong kind: one sentence that names them, before anything is done with them."""
+"""Arguments of every wrong kind: one sentence names them, before anything is done with them."""
 
 import inspect
 import math
