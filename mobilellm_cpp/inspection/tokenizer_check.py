@@ -14,6 +14,7 @@ from ..convert.tokenizer import chat_template
 from ..engine.library import llama_cpp
 from ..engine.model import MobileLLM
 from ..errors import CheckpointError
+from .added_tokens import Added, added_tokens, sentencepiece_tokens, surroundings
 
 # What logits are compared on.
 TEXT = """The mill stood where the river bends, three miles below the town. Every morning at
@@ -76,18 +77,23 @@ def check_tokenizer(llm: MobileLLM, checkpoint: Checkpoint) -> TokenizerCheck:
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.exists() else {}
     byte_level = is_byte_level(folder / "tokenizer.json")
-    pieces = None if byte_level else _sentencepiece(folder / "tokenizer.model", settings)
-    added = _added_texts(folder, settings)
+    prefix = settings.get("add_prefix_space") is not False
+    pieces = None if byte_level else _sentencepiece(folder / "tokenizer.model", prefix)
+    tokenizer = None
+    added = added_tokens(folder, settings)
     if pieces is not None:
         library = "sentencepiece"
-        cases = _sentencepiece_cases(llm, checkpoint, pieces, settings, added)
+        bare = pieces
+        if settings.get("legacy") is False:
+            bare = _sentencepiece(folder / "tokenizer.model", False)
+        cases = _sentencepiece_cases(llm, checkpoint, pieces, bare, settings, added)
         spelled = [pieces.id_to_piece(i) for i in range(pieces.vocab_size())]
     elif (folder / "tokenizer.json").exists():
         try:
             import tokenizers
         except ImportError:
             return TokenizerCheck(None, 0, 0, [])
-        library, tokenizer = "tokenizers", _tokenizer(folder / "tokenizer.json", tokenizers)
+        library, tokenizer = "tokenizers", _tokenizer(folder / "tokenizer.json", added, tokenizers)
         cases = _json_cases(llm, tokenizer)
         spelled = [tokenizer.id_to_token(i) for i in range(llm.n_vocab())]
     else:
@@ -106,7 +112,8 @@ def check_tokenizer(llm: MobileLLM, checkpoint: Checkpoint) -> TokenizerCheck:
     known = min(len(spelled), llm.n_vocab())
     stored = (llama_cpp.llama_vocab_get_text(llm._model.vocab, i) for i in range(known))
     texts = [text.decode("utf-8", "replace") for text in stored]
-    wrong = [i for i in range(known) if spelled[i] not in (None, texts[i], *added)]
+    names = {token.text for token in added}
+    wrong = [i for i in range(known) if spelled[i] not in (None, texts[i], *names)]
     if wrong:
         differences.append(
             f"{len(wrong)} tokens are spelled in another way than by {library}, the first is "
@@ -114,9 +121,8 @@ def check_tokenizer(llm: MobileLLM, checkpoint: Checkpoint) -> TokenizerCheck:
         )
     if llm.metadata.get("tokenizer.chat_template") != chat_template(folder, settings):
         differences.append("the chat template is not the checkpoint's")
-    named = settings.get("eos_token")
-    named = named.get("content") if isinstance(named, dict) else named
-    own = tokenizer.token_to_id(named) if byte_level and isinstance(named, str) else None
+    differences += _wrong_ids(llm, checkpoint, settings, pieces, tokenizer)
+    own = _named(settings, "eos", tokenizer) if byte_level else None
     ends = _ends(checkpoint, llm.n_vocab(), own)
     for token in ends:
         if not llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
@@ -136,14 +142,48 @@ def _ends(checkpoint: Checkpoint, vocab: int, own: int | None) -> list[int]:
     return sorted({i for i in ids if type(i) is int and 0 <= i < vocab})
 
 
-def _sentencepiece(path: Path, settings: dict[str, Any]) -> Any:
-    """The SentencePieceProcessor of a file, None where there is none or another kind."""
+def _wrong_ids(
+    llm: MobileLLM, checkpoint: Checkpoint, settings: dict[str, Any], pieces: Any, tokenizer: Any
+) -> list[str]:
+    """A sentence for each of bos, unk and pad that is not the checkpoint's: config.json goes before
+    SentencePiece's own, and what tokenizer_config.json names of a tokenizer.json before both. A bos
+    that the latter puts there itself is seen in the texts."""
+    differences = []
+    keys = {"bos": "bos", "unk": "unknown", "pad": "padding"}
+    if tokenizer is not None and tokenizer.encode("").ids:
+        del keys["bos"]
+    for name, key in keys.items():
+        configured = checkpoint.config.token_id(f"{name}_token_id", llm.n_vocab())
+        if pieces is not None:
+            own = getattr(pieces, f"{name}_id")()
+            expected = own if configured is None else configured
+        else:
+            own = _named(settings, name, tokenizer)
+            expected = configured if own is None else own
+        # what llama.cpp takes where the key is absent: SentencePiece's usual ids
+        usual = {"bos": "1", "unk": "0"}.get(name) if pieces is not None else None
+        said = llm.metadata.get(f"tokenizer.ggml.{key}_token_id", usual)
+        if said != (None if expected is None or expected < 0 else str(expected)):
+            differences.append(f"the file's {name} token is {said}, the checkpoint's {expected}")
+    return differences
+
+
+def _named(settings: dict[str, Any], name: str, tokenizer: Any) -> int | None:
+    """The id of a token that tokenizer_config.json names, None where there is none."""
+    token = settings.get(f"{name}_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.token_to_id(text) if isinstance(text, str) else None
+
+
+def _sentencepiece(path: Path, prefix: bool) -> Any:
+    """The SentencePieceProcessor of a file, None where there is none or another kind; without
+    `prefix` it puts no space before a text."""
     import sentencepiece
 
     if not path.exists():
         return None
     model = path.read_bytes()
-    if settings.get("add_prefix_space") is False:
+    if not prefix:
         # a message may be continued: normalizer_spec (3) { add_dummy_prefix (3) = false }
         model += b"\x1a\x02\x18\x00"
     try:
@@ -156,13 +196,17 @@ Case = tuple[str, list[int], list[int]]  # a text, the file's tokens, the librar
 
 
 def _sentencepiece_cases(
-    llm: MobileLLM, checkpoint: Checkpoint, pieces: Any, settings: dict[str, Any], added: set[str]
+    llm: MobileLLM,
+    checkpoint: Checkpoint,
+    pieces: Any,
+    bare: Any,
+    settings: dict[str, Any],
+    added: list[Added],
 ) -> list[Case]:
-    """Special tokens are plain text to SentencePiece, and are asked for by name; `added` ones it
-    does not know of."""
+    """Special tokens are plain text to SentencePiece, and are asked for by name."""
     cases = []
     for text in TEXTS:
-        if not any(token in text for token in added):
+        if not any(token.text in text for token in added):
             ours = llm.tokenize(text.encode(), add_bos=False)
             cases.append((text, ours, pieces.encode(text)))
     whole = pieces.encode(TEXTS[0])
@@ -173,28 +217,24 @@ def _sentencepiece_cases(
         configured = checkpoint.config.token_id(f"{name}_token_id", pieces.vocab_size())
         if adds:
             whole.insert(at, own if configured is None else configured)
-    if not any(token in TEXTS[0] for token in added):
+    if not any(token.text in TEXTS[0] for token in added):
         cases.append((TEXTS[0], llm.tokenize(TEXTS[0].encode()), whole))
-    controls = [i for i in range(pieces.vocab_size()) if pieces.is_control(i)]
-    for token in controls[:SPECIAL]:
-        text = pieces.id_to_piece(token)
-        if text not in added:
-            cases.append((text, llm.tokenize(text.encode(), add_bos=False, special=True), [token]))
+    added = [token for token in added if token.id < llm.n_vocab()]
+    known = {token.text for token in added}
+    for i in range(pieces.vocab_size()):
+        text = pieces.id_to_piece(i)
+        if (pieces.is_control(i) or pieces.is_unknown(i)) and text not in known:
+            added.append(Added(i, text, True, False, False))
+    for token in added[:SPECIAL]:
+        for text in surroundings(token.text):
+            ours = llm.tokenize(text.encode(), add_bos=False, special=True)
+            cases.append((text, ours, sentencepiece_tokens(text, added, pieces, bare)))
     return cases
 
 
-def _added_texts(folder: Path, settings: dict[str, Any]) -> set[str]:
-    """The tokens that stand outside of the tokenizer's own file."""
-    decoder = settings.get("added_tokens_decoder")
-    entries = decoder.values() if isinstance(decoder, dict) else []
-    texts = {entry.get("content") for entry in entries if isinstance(entry, dict)}
-    if (folder / "added_tokens.json").exists():
-        texts |= set(read_json(folder / "added_tokens.json"))
-    return {text for text in texts if isinstance(text, str) and text}
-
-
-def _tokenizer(path: Path, tokenizers: Any) -> Any:
-    """The Tokenizer of a tokenizer.json, for whole texts."""
+def _tokenizer(path: Path, added: list[Added], tokenizers: Any) -> Any:
+    """The Tokenizer of a tokenizer.json with the tokens of tokenizer_config.json, which may be
+    other ones or the same with other flags, for whole texts."""
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except (KeyboardInterrupt, SystemExit):
@@ -203,13 +243,17 @@ def _tokenizer(path: Path, tokenizers: Any) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    for token in added:
+        flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "normalized": not token.special}
+        add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+        add([tokenizers.AddedToken(token.text, special=token.special, **flags)])
     return tokenizer
 
 
 def _json_cases(llm: MobileLLM, tokenizer: Any) -> list[Case]:
     """With bos where the tokenizer puts one, and special tokens inside of texts."""
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-    texts = [*TEXTS, *(f"one {token}two {token}{token}" for token in special[:SPECIAL])]
+    texts = [*TEXTS, *(text for token in special[:SPECIAL] for text in surroundings(token))]
     return [
         (text, llm.tokenize(text.encode(), special=True), list(tokenizer.encode(text).ids))
         for text in texts
