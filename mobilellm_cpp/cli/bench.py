@@ -33,13 +33,13 @@ def bench(
     from .common import resolve
 
     paths = [resolve(name, type) for name in (model, vs) if name is not None]
-    from ..engine.model import physical_cores
+    from ..engine.threads import default_threads
     from ..inspection.benchmark import benchmark
 
     def say(what: str) -> None:
         print(f"{what} ...", file=sys.stderr)
 
-    report = benchmark(paths, threads or [physical_cores()], repeat=repeat, progress=say)
+    report = benchmark(paths, threads or [default_threads()], repeat=repeat, progress=say)
     if as_json:
         print(json.dumps(dataclasses.asdict(report), ensure_ascii=False))
     else:

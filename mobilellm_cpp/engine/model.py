@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..errors import ModelError
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .library import Pieces, decode, guard, llama_cpp, sample, tokenize
+from .threads import default_threads
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -26,18 +27,6 @@ PLAIN_TEMPLATE = (
 )
 MAX_THREADS = 512  # of ggml
 PLAIN_STOP: tuple[str, ...] = ("\nUser:", "\nAssistant:")
-
-
-def physical_cores() -> int:
-    """Cores this process may use, hyper-threads counted once."""
-    if not hasattr(os, "sched_getaffinity"):
-        return max(1, (os.cpu_count() or 2) // 2)
-    allowed = os.sched_getaffinity(0)
-    siblings = set()
-    for cpu in allowed:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(path.read_text().strip() if path.exists() else str(cpu))
-    return len(siblings)
 
 
 def _memory() -> int:
@@ -68,7 +57,7 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
 
     model_path: a GGUF file of architecture `mobilellm`, or any that llama.cpp runs.
     n_ctx: context in tokens; 0 takes what the file says, at most 8192.
-    n_threads: 0 takes the physical cores.
+    n_threads: 0 takes the physical cores, or as many as a container's CPU quota is worth.
     flash_attn: None is on, which a quantized KV cache needs, except for an f32 KV cache, which
     upstream's flash attention would round to f16.
     Other arguments are those of llama_cpp.Llama; logging is off, and so is swa_full: the KV cache
@@ -88,7 +77,7 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
     ) -> None:
         self._stack = contextlib.ExitStack()  # what Llama.__del__ closes, should we stop early
         path = os.fspath(model_path)
-        threads = n_threads or physical_cores()
+        threads = n_threads or default_threads()
         kwargs.setdefault("n_threads_batch", threads)
         for name, value, low, high in [
             ("n_ctx", n_ctx, 0, 1 << 28),
