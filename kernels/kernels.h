@@ -29,11 +29,21 @@ namespace mobilellm {
 constexpr int64_t GROUP = 32;  // rows of a group
 constexpr int64_t BLOCK = 32;  // columns that share an activation scale
 
+// How a product has its weights brought to the caches before it reads them. What is best depends on the processor;
+// no choice changes a bit of the result.
+struct streaming {
+    enum cache : uint8_t { none, nta, t2, t1, t0 };  // nothing is fetched; x86's four prefetch instructions
+
+    cache   hint  = t1;
+    int64_t ahead = 8 * 1024;  // bytes between what is read and what is fetched
+};
+
 struct matrix {
     ggml_type       type;
     int64_t         n_cols;
     int64_t         n_rows;
     const uint8_t * data;  // 64-byte aligned
+    streaming       stream = {};
 
     int64_t n_groups() const { return (n_rows + GROUP - 1) / GROUP; }
 

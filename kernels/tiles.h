@@ -14,8 +14,6 @@ namespace mobilellm {
 
 namespace {
 
-constexpr int64_t AHEAD = 4096;  // bytes between what is read and what is prefetched
-
 // How many bytes hold the quants of a pair of blocks (64 columns) of a group, and how many its scales.
 template <ggml_type TYPE>
 constexpr int64_t pair_bytes() {
@@ -29,26 +27,49 @@ constexpr int64_t scale_bytes() {
 
 // The group that a tile reads, and what is to be read after it.
 struct part {
-    const uint8_t * scales;  // of its first pair of blocks
-    const uint8_t * quants;  // likewise
-    int64_t         n_pairs;
-    const uint8_t * next_scales;  // of the next group
-    int64_t         ahead;        // bytes to prefetch ahead of quants; past the part they lie
-    int64_t         skip;         // so many bytes further on
-    int64_t         later;        // from here to the same place of another matrix, 0: none
+    const uint8_t *  scales;  // of its first pair of blocks
+    const uint8_t *  quants;  // likewise
+    int64_t          n_pairs;
+    streaming::cache hint;
+    const uint8_t *  next_scales;  // of the next group
+    int64_t          ahead;        // bytes to prefetch ahead of quants; past the part they lie
+    int64_t          skip;         // so many bytes further on
+    int64_t          later;        // from here to the same place of another matrix, 0: none
 };
+
+// Prefetches a pair's quants from `quants` on and its scales; LOCALITY is that of __builtin_prefetch.
+template <ggml_type TYPE, int LOCALITY>
+MOBILELLM_INLINE void prefetch_pair(const uint8_t * quants, const uint8_t * scales) {
+    for (int64_t offset = 0; offset < pair_bytes<TYPE>(); offset += 64) {
+        __builtin_prefetch(quants + offset, 0, LOCALITY);
+    }
+    for (int64_t offset = 0; offset < scale_bytes<TYPE>(); offset += 64) {
+        __builtin_prefetch(scales + offset, 0, LOCALITY);
+    }
+}
 
 // Prefetches what stands `ahead` of pair i, and the first quarter of the same pair of the later matrix.
 template <ggml_type TYPE>
 MOBILELLM_INLINE void prefetch(const part & p, int64_t i) {
-    constexpr int64_t bytes = pair_bytes<TYPE>();
-    const int64_t     at    = i * bytes + p.ahead;
-    const uint8_t *   line  = p.quants + at + (at < p.n_pairs * bytes ? 0 : p.skip);
-    for (int64_t offset = 0; offset < bytes; offset += 64) {
-        __builtin_prefetch(line + offset);
-    }
-    for (int64_t offset = 0; offset < scale_bytes<TYPE>(); offset += 64) {
-        __builtin_prefetch(p.next_scales + i * scale_bytes<TYPE>() + offset);
+    constexpr int64_t bytes  = pair_bytes<TYPE>();
+    const int64_t     at     = i * bytes + p.ahead;
+    const uint8_t *   quants = p.quants + at + (at < p.n_pairs * bytes ? 0 : p.skip);
+    const uint8_t *   scales = p.next_scales + i * scale_bytes<TYPE>();
+    switch (p.hint) {
+        case streaming::none:
+            break;
+        case streaming::nta:
+            prefetch_pair<TYPE, 0>(quants, scales);
+            break;
+        case streaming::t2:
+            prefetch_pair<TYPE, 1>(quants, scales);
+            break;
+        case streaming::t1:
+            prefetch_pair<TYPE, 2>(quants, scales);
+            break;
+        case streaming::t0:
+            prefetch_pair<TYPE, 3>(quants, scales);
+            break;
     }
     if (p.later) {
         const uint8_t * there = p.quants + p.later + i * bytes;
@@ -95,8 +116,9 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * acti
             p.scales      = group;
             p.quants      = group + scales_size;
             p.n_pairs     = n_pairs;
+            p.hint        = m.stream.hint;
             p.next_scales = last ? p.scales : p.scales + size;
-            p.ahead       = part_bytes < AHEAD ? part_bytes : AHEAD;
+            p.ahead       = part_bytes < m.stream.ahead ? part_bytes : m.stream.ahead;
             p.later       = later ? later - m.data : 0;
             p.skip        = last ? 0 : int64_t(size) - part_bytes;
             if (last) {  // `next`, or once more what has just been read

@@ -253,6 +253,39 @@ void check(const instruction_set & k, const block_shape & shape, int64_t n_cols,
     }
 }
 
+// Prefetching changes no bit: every cache, distances inside a row, past the row and past the matrix, with and without
+// something that is read next or later.
+void check_streaming(const instruction_set & k) {
+    for (const block_shape & shape : SHAPES) {
+        const int64_t n_cols = 576, n_rows = 70, n_tokens = 7;
+        const auto    rows   = random_rows(shape, n_cols, n_rows, filling::ordinary);
+        const auto    memory = aligned(packed_size(shape.type, n_cols, n_rows));
+        matrix        m{ shape.type, n_cols, n_rows, memory.get() };
+        pack(shape.type, n_cols, n_rows, rows.data(), 0, m.n_groups(), memory.get());
+        const auto q = quantized(k, random_input(n_cols * n_tokens, filling::ordinary), n_cols);
+
+        const auto product = [&](int64_t n, const void * next, const uint8_t * later) {
+            std::vector<float> y(n * n_rows);
+            k.products.matmul(m, 0, m.n_groups(), reinterpret_cast<const activations *>(q.data()), n, y.data(), n_rows,
+                              next, later);
+            return y;
+        };
+        for (const int64_t n : { int64_t(1), n_tokens }) {
+            m.stream        = {};
+            const auto want = product(n, nullptr, nullptr);
+            for (const auto hint : { streaming::none, streaming::nta, streaming::t2, streaming::t1, streaming::t0 }) {
+                for (const int64_t ahead : { 0, 1024, 4096, 8192, 16384, 1 << 20 }) {
+                    m.stream = { hint, ahead };
+                    if (product(n, nullptr, nullptr) != want || product(n, rows.data(), m.data) != want) {
+                        fail(std::string(k.name) + " " + ggml_type_name(shape.type) + ": hint " + std::to_string(hint) +
+                             ", " + std::to_string(ahead) + " bytes ahead change the result");
+                    }
+                }
+            }
+        }
+    }
+}
+
 void check_not_finite(const instruction_set & k) {
     for (const float bad : { NAN, -NAN, INFINITY, -INFINITY }) {
         for (int64_t at = 0; at < 64; ++at) {
@@ -299,6 +332,7 @@ void check_all(const instruction_set & k) {
         }
     }
     check_not_finite(k);
+    check_streaming(k);
     std::printf("%s: %d cases, largest error %.1e\n", k.name, n_cases, worst);
 }
 
