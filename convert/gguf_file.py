@@ -27,6 +27,10 @@ except ImportError:  # Windows, where an open file cannot be removed in the firs
 ALIGNMENT = 32
 
 
+class OutputError(CheckpointError):
+    """The file cannot be written where it was asked for."""
+
+
 # Metadata values: the value type's number, then the value.
 
 
@@ -159,7 +163,7 @@ class GGUFFile:
             yield
         except OSError as error:
             reason = error.strerror or error
-            raise CheckpointError(f"{self.path} cannot be written: {reason}.") from error
+            raise OutputError(f"{self.path} cannot be written: {reason}.") from error
 
     def _discard(self) -> None:
         self._temporary.unlink(missing_ok=True)
@@ -169,11 +173,11 @@ class GGUFFile:
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that cannot be a file of its own."""
     if not path.parent.is_dir():
-        raise CheckpointError(f"{path} cannot be written: {path.parent} is no folder.")
+        raise OutputError(f"{path} cannot be written: {path.parent} is no folder.")
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} cannot be written: it is there and no ordinary file.")
+        raise OutputError(f"{path} cannot be written: it is there and no ordinary file.")
     if path.exists() and any(path.samefile(file) for file in inputs):
-        raise CheckpointError(f"{path} cannot be written: it is a file of the checkpoint.")
+        raise OutputError(f"{path} cannot be written: it is a file of the checkpoint.")
 
 
 def _padded(size: int) -> int:

@@ -1,8 +1,19 @@
-"""From what a user names to a GGUF file: a file as it is, a checkpoint converted once and kept."""
+"""From what a user names to a GGUF file: a file as it is, a checkpoint converted once and kept.
 
+What is kept is found by the checkpoint's content and by the code that converts it, and is used only
+while it is as the conversion left it. Where nothing can be kept, a temporary folder does.
+"""
+
+import atexit
+import contextlib
+import errno
+import functools
 import hashlib
+import logging
 import os
 import re
+import secrets
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +21,23 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from . import __version__
-from .errors import ModelError
+from .errors import CheckpointError, ModelError
 
 if TYPE_CHECKING:
     from .convert import Checkpoint
 
 DEMO = Path(__file__).resolve().parent / "demo"
+DEFAULT_TYPE = "q4_0"
 
 Progress = Callable[[int, int, str], None]
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
     """Where converted checkpoints are kept: $MOBILELLM_CACHE, or the user's cache folder."""
     own = os.environ.get("MOBILELLM_CACHE")
-    return Path(own) if own else Path(platformdirs.user_cache_dir("mobilellm-cpp"))
+    return Path(os.path.expanduser(own or platformdirs.user_cache_dir("mobilellm-cpp")))
 
 
 def converted(
@@ -36,41 +49,160 @@ def converted(
 ) -> Path:
     """The GGUF file of a checkpoint folder or hub id in `type`, converted unless the cache has it.
 
-    The name holds a hash of the checkpoint's content, so a changed checkpoint is converted anew.
+    Where the cache cannot be written the file goes to a temporary folder, which is removed when
+    this process ends, and a warning is logged. Raises CheckpointError.
     """
-    from .convert import convert_checkpoint, open_checkpoint  # not needed to run a file
+    from .convert import open_checkpoint  # not needed to run a file
+    from .convert.gguf_file import OutputError
 
-    checkpoint = open_checkpoint(source, revision)
-    path = cache_folder() / f"{checkpoint.name}-{type}-{_content_key(checkpoint)}.gguf"
-    if not path.exists():
+    try:
+        checkpoint = open_checkpoint(source, revision)
+        key = _key(f"{_code()} {_content(checkpoint)}")
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or source}: {error.strerror or error}.") from error
+    name = f"{checkpoint.name[:48]}-{type}-{key}.gguf"  # with what else it holds at most 255 bytes
+    try:
+        return _kept(cache_folder() / name, checkpoint, type, progress)
+    except OutputError as error:
+        reason = str(error).rstrip(".")
+    advice = "set MOBILELLM_CACHE to a folder that can be written"
+    try:
+        path = _temporary_folder() / name
+        if not _is_whole(path):
+            log.warning("%s, so it will be converted anew each time: %s", reason, advice)
+        return _kept(path, checkpoint, type, progress)
+    except OutputError as error:
+        raise CheckpointError(f"{reason}, and {str(error).rstrip('.')}: {advice}.") from error
+
+
+def _kept(path: Path, checkpoint: "Checkpoint", type: str, progress: Progress | None) -> Path:
+    """The file, converted if it is not there as a conversion left it. Raises OutputError where it
+    cannot be written."""
+    from .convert import convert_checkpoint
+    from .convert.gguf_file import OutputError
+
+    if not _is_whole(path):
+        try:
+            _make(path.parent)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
         convert_checkpoint(checkpoint, path, type=type, progress=progress)
+        with contextlib.suppress(OSError):  # somebody empties the cache
+            _remember(path, _digest(path))
     return path
 
 
-def _content_key(checkpoint: "Checkpoint") -> str:
-    """The key of a checkpoint's content. Hashing gigabytes takes seconds, so the key is remembered
+def _is_whole(path: Path) -> bool:
+    """Whether a file is what the conversion wrote. Its size and time say so; where the time is
+    another one, as in a cache that was copied, its content does."""
+    try:
+        size, time, digest = _record(path).read_text().split()
+        state = path.stat()
+        if state.st_size != int(size) or not os.access(path, os.R_OK):
+            return False
+        if state.st_mtime_ns == int(time):
+            return True
+        whole = _digest(path) == digest
+    except (OSError, ValueError):
+        return False
+    if whole:
+        _remember(path, digest)
+    return whole
+
+
+def _remember(path: Path, digest: str) -> None:
+    state = path.stat()
+    _write(_record(path), f"{state.st_size} {state.st_mtime_ns} {digest}\n")
+
+
+def _record(path: Path) -> Path:
+    return path.with_suffix(".whole")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _content(checkpoint: "Checkpoint") -> str:
+    """A key of the checkpoint's content. Hashing gigabytes takes seconds, so the key is remembered
     under the sizes and times of the files."""
     states = [(str(path), path.stat()) for path in checkpoint.files]
     state = [(p, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for p, s in states]
     memory = cache_folder() / f"{_key(f'{checkpoint.folder.resolve()} {state}')}.key"
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    key = memory.read_text() if memory.exists() else ""
-    if not re.fullmatch("[0-9a-f]{20}", key):
-        key = _key(checkpoint.fingerprint())
-        with tempfile.NamedTemporaryFile("w", dir=memory.parent, delete=False) as file:
-            file.write(key)
-        os.replace(file.name, memory)
+    try:
+        key = memory.read_text()
+    except (OSError, ValueError):
+        key = ""
+    if not re.fullmatch("[0-9a-f]{32}", key):
+        key = checkpoint.fingerprint()
+        _write(memory, key)
     return key
 
 
+@functools.cache
+def _code() -> str:
+    """A key of the code that makes the bytes of a file: the converter's and ggml's rounding."""
+    from . import convert, quant
+    from .quant.rounding import ggml_path
+
+    digest = hashlib.blake2b(digest_size=16)
+    for package in (convert, quant):
+        folder = Path(str(package.__file__)).parent
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    digest.update(ggml_path().read_bytes())
+    return digest.hexdigest()
+
+
 def _key(text: str) -> str:
-    """A short hash, another one in every version of this program."""
-    return hashlib.blake2b(f"{__version__} {text}".encode(), digest_size=10).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a small file, whole or not at all, for whom the umask says (tempfile's are for the
+    user alone). Where it cannot be written it is found out again the next time."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        _make(path.parent)
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _make(folder: Path) -> None:
+    if str(folder).startswith("~"):  # expanduser found no home
+        raise OSError(errno.ENOENT, "this user has no home folder")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    """A folder of this process, removed when it ends. Raises OutputError."""
+    from .convert.gguf_file import OutputError
+
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="mobilellm-"))
+    except OSError as error:
+        raise OutputError(f"{error.strerror}.") from error
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not at the end of a forked child
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
 
 
 def resolve(model: str | None, type: str | None = None, progress: Progress | None = None) -> Path:
     """The GGUF file for a MODEL argument: None is the shipped demo model (kept in f16), a file is
-    itself, a folder or hub id is converted (q4_0 unless type says otherwise)."""
+    itself, a folder or hub id is converted (to DEFAULT_TYPE unless type says otherwise)."""
     if model is None:
         return converted(DEMO, type or "f16", progress=progress)
     path = Path(model)
@@ -80,4 +212,4 @@ def resolve(model: str | None, type: str | None = None, progress: Progress | Non
         return path
     if not model or (model.endswith(".gguf") and not path.exists()):
         raise ModelError(f"{model or 'an empty name'}: no such file")
-    return converted(model, type or "q4_0", progress=progress)
+    return converted(model, type or DEFAULT_TYPE, progress=progress)

@@ -129,9 +129,8 @@ def _limit_bits(limit: float, source: str) -> int:
     return bits if source == "F32" else bits >> 16
 
 
-@functools.cache
-def ggml() -> ctypes.CDLL:
-    """The libggml-base inside the package; its functions release Python's lock while they run."""
+def ggml_path() -> Path:
+    """The libggml-base inside the package. Raises MobileLLMError where there is none."""
     name = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}.get(
         sys.platform, "libggml-base.so"
     )
@@ -139,7 +138,13 @@ def ggml() -> ctypes.CDLL:
     found = [place for place in places if place.exists()]
     if not found:
         raise MobileLLMError(f"{places[0]} is missing: install mobilellm-cpp again.")
-    library = ctypes.CDLL(str(found[0]))
+    return found[0]
+
+
+@functools.cache
+def ggml() -> ctypes.CDLL:
+    """The library of ggml_path; its functions release Python's lock while they run."""
+    library = ctypes.CDLL(str(ggml_path()))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     for name in ("ggml_fp16_to_fp32_row", "ggml_bf16_to_fp32_row"):
         getattr(library, name).argtypes = [pointer, pointer, count]

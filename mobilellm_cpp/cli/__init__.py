@@ -4,6 +4,7 @@ Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 the wor
 sentence), 2 wrong usage. Heavy imports happen inside the commands, so that --help is quick.
 """
 
+import logging
 import sys
 from typing import Annotated
 
@@ -54,6 +55,9 @@ def main() -> None:
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     arguments = [text for text in sys.argv[1:] if text != "--debug"]  # allowed anywhere
     debug = len(arguments) < len(sys.argv) - 1
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(logging.Formatter("mobilellm: %(message)s"))
+    logging.getLogger("mobilellm_cpp").addHandler(warnings)
     try:
         app(arguments)
     except (MobileLLMError, OSError, MemoryError) as error:

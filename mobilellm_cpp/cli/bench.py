@@ -1,13 +1,12 @@
 """mobilellm bench: how fast a model runs here."""
 
 import dataclasses
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Model, Type
+from .common import Model, Type, print_json
 
 if TYPE_CHECKING:
     from ..inspection.benchmark import Report, Spread
@@ -41,7 +40,7 @@ def bench(
 
     report = benchmark(paths, threads or [default_threads()], repeat=repeat, progress=say)
     if as_json:
-        print(json.dumps(dataclasses.asdict(report), ensure_ascii=False))
+        print_json(dataclasses.asdict(report))
     else:
         _print(report)
 

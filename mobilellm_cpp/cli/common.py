@@ -1,6 +1,7 @@
-"""What several subcommands share: the MODEL argument and the progress bar."""
+"""What several subcommands share: the MODEL argument, the progress bar, JSON and complaints."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,9 +88,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
+def print_json(value: dict[str, Any]) -> None:
+    """Prints one JSON object on a line of stdout; what is not a finite number becomes null, since
+    JSON has no other word for it."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def complain(error: BaseException) -> None:
     """Prints an error as one sentence on one line of stderr."""
-    sentence = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        text = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    sentence = " ".join(text.split()).rstrip(".") or type(error).__name__
     print(f"mobilellm: {sentence}", file=sys.stderr)
 
 
@@ -122,10 +140,14 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
 
 def resolve(model: str | None, type: WeightType | None) -> Path:
     """The GGUF file of a MODEL argument, converted with a progress bar if need be."""
+    from ..cache import DEFAULT_TYPE
     from ..cache import resolve as resolve_model
 
     with progress_bar() as progress:
-        return resolve_model(model, type.value if type else None, progress)
+        path = resolve_model(model, type.value if type else None, progress)
+    if model is not None and type is None and path != Path(model):
+        print(f"{printable(model)} in {DEFAULT_TYPE}; --type chooses another", file=sys.stderr)
+    return path
 
 
 def load(model: str | None, type: WeightType | None, **arguments: Any) -> Any:

@@ -1,12 +1,11 @@
 """mobilellm inspect: what a model file holds."""
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
 
-from .common import Model, Type, printable
+from .common import Model, Type, print_json, printable
 
 
 def inspect(
@@ -22,7 +21,7 @@ def inspect(
 
     about = describe(path)
     if as_json:
-        print(json.dumps(dataclasses.asdict(about), ensure_ascii=False))
+        print_json(dataclasses.asdict(about))
         return
     types = ", ".join(f"{n} × {name}" for name, n in sorted(about.tensor_types.items()))
     per_token = about.kv_bytes_per_token

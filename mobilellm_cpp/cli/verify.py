@@ -1,7 +1,6 @@
 """mobilellm verify: whether a model file is what a checkpoint makes."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from .common import (
     Type,
     complain,
     parse_settings,
+    print_json,
     printable,
 )
 
@@ -67,7 +67,7 @@ def verify(
         n_threads=threads,
     )
     if as_json:
-        print(json.dumps({"ok": found.ok, **dataclasses.asdict(found)}, ensure_ascii=False))
+        print_json({"ok": found.ok, **dataclasses.asdict(found)})
     else:
         print_verification(found)
     if not found.ok:

@@ -19,6 +19,7 @@ from mobilellm_cpp import MobileLLM
 from mobilellm_cpp.cli.common import WeightType
 from mobilellm_cpp.engine.conversation import Conversation
 
+Q4_0 = ("--type", "q4_0")
 MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
 
 
@@ -179,9 +180,27 @@ def test_generate(place):
     assert run(place, "generate", "tiny", "-n", "8", "--seed", "7", stdin="hello").returncode == 0
 
 
+def test_a_type_that_nobody_chose_is_told(place):
+    told = "tiny in q4_0; --type chooses another"
+    options = ("generate", "-p", "a", "-n", "1")
+    for _ in range(2):  # converted, and from the cache
+        assert told in run(place, *options, "tiny").stderr.splitlines()
+    for chosen in (("tiny", *Q4_0), ("tiny-q8_0.gguf",)):
+        done = run(place, *options, *chosen)
+        assert done.returncode == 0 and "--type" not in done.stderr
+
+
+def test_errors_of_the_system_are_sentences(place):
+    done = run(place, "inspect", "x" * 5000)
+    assert_sentence(done, "File name too long")
+    assert "Errno" not in done.stderr
+
+
 def test_generate_refuses(place):
     assert_sentence(run(place, "generate", "none.gguf", "-p", "x"), "none.gguf: no such file")
-    assert_sentence(run(place, "generate", "tiny", "-p", "w " * 5000), "the context holds 2048")
+    assert_sentence(
+        run(place, "generate", "tiny", *Q4_0, "-p", "w " * 5000), "the context holds 2048"
+    )
 
 
 def answers(place, questions, *, ctx=0, system=None, n=512):
@@ -193,7 +212,8 @@ def answers(place, questions, *, ctx=0, system=None, n=512):
 
 def test_chat_through_a_pipe(place):
     lines = "hello\n\nhow are you\n/exit\nunheard\n"
-    done = run(place, "chat", "tiny", "-t", "1", "-n", "6", "--temperature", "0", stdin=lines)
+    options = ("-t", "1", "-n", "6", "--temperature", "0")
+    done = run(place, "chat", "tiny", *Q4_0, *options, stdin=lines)
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout == answers(place, ["hello", "how are you"], n=6)
     assert done.stdout.strip()
@@ -207,14 +227,15 @@ def test_chat_commands_through_a_pipe(place):
 
 def test_chat_goes_on_when_the_context_is_full(place):
     questions = [f"tell me about number {i}" for i in range(12)]
-    options = ("-t", "1", "--ctx", "96", "-n", "16", "-s", "be brief", "--temperature", "0")
+    options = (*Q4_0, "-t1", "--ctx", "96", "-n", "16", "-s", "be brief", "--temperature", "0")
     done = run(place, "chat", "tiny", *options, stdin="\n".join(questions))
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout == answers(place, questions, ctx=96, system="be brief", n=16)
 
 
 def test_chat_says_when_a_message_does_not_fit_and_goes_on(place):
-    done = run(place, "chat", "tiny", "--ctx", "96", "-n", "4", stdin="word " * 300 + "\nhi\n")
+    options = (*Q4_0, "--ctx", "96", "-n", "4")
+    done = run(place, "chat", "tiny", *options, stdin="word " * 300 + "\nhi\n")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "the context holds 96" in done.stderr and done.stdout.strip()
 
