@@ -1,4 +1,5 @@
 # make demo     build all, convert the shipped model, chat with it
+# make dev      install so that an edited Python file counts at once (see docs/architecture.md)
 # make test     all checks and tests (also builds the stock llama.cpp they compare with, once)
 # make bench    the README's table: our build against stock llama.cpp (half an hour on an idle machine)
 # make fuzz     spoiled checkpoints and GGUF files, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
@@ -14,13 +15,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
-    $(shell find convert quant kernels mobilellm_cpp -type f -not -name '*.pyc')
+    $(shell find convert quant kernels mobilellm_cpp site -type f -not -name '*.pyc')
 
-.PHONY: demo test bench lint stock sanitized sanitize fuzz clean
+.PHONY: demo dev test bench lint stock sanitized sanitize fuzz clean
 
 demo: .venv/installed
 	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
 	    echo '> Hello! Who are you?'; echo 'Hello! Who are you?' | $(BIN)/mobilellm chat; fi
+
+# The other targets install the package itself again: tests and types are about what users get.
+dev: .venv/tests-installed
+	rm -f .venv/installed .venv/tests-installed
+	$(INSTALL) --no-deps --editable .
 
 test: lint .venv/tests-installed stock
 	$(BIN)/cmake --build build/wheel --target kernels_test packed_test >/dev/null
@@ -34,6 +40,7 @@ lint: .venv/tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p mobilellm_cpp  # as installed
+	$(BIN)/mypy site/_mobilellm_cpp_library.py
 	$(BIN)/clang-format --dry-run --Werror $(shell find benchmarks kernels mobilellm_cpp/native tests/native -name '*.cpp' -o -name '*.h')
 
 .venv/created:

@@ -5,17 +5,17 @@
 Names are imported when they are first used, so that `import mobilellm_cpp` costs nothing.
 """
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
-if not (Path(__file__).parent / "lib").is_dir():
-    # Python was started in the source folder: the rest comes from the installed package
-    from importlib import metadata
+try:
+    import _mobilellm_cpp_library
+except ImportError:
+    raise ImportError("mobilellm-cpp is not installed: run `make` or `pip install .`") from None
 
-    try:
-        __path__ = [str(metadata.distribution("mobilellm-cpp").locate_file("mobilellm_cpp"))]
-    except metadata.PackageNotFoundError:
-        raise ImportError("mobilellm-cpp is not installed: run `make` or `pip install .`") from None
+if not any(os.path.isdir(os.path.join(folder, "lib")) for folder in __path__):
+    # Python was started in the source folder: the rest comes from the installed package
+    __path__ = [os.path.dirname(_mobilellm_cpp_library.FOLDER)]
 
 from .errors import CheckpointError, MobileLLMError, ModelError
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from _mobilellm_cpp_library import FOLDER
 
-import mobilellm_cpp
 from mobilellm_cpp.errors import MobileLLMError
 
 from .types import BF16, F16, F32, TensorType
@@ -134,11 +134,10 @@ def ggml_path() -> Path:
     name = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}.get(
         sys.platform, "libggml-base.so"
     )
-    places = [Path(folder) / "lib" / name for folder in mobilellm_cpp.__path__]
-    found = [place for place in places if place.exists()]
-    if not found:
-        raise MobileLLMError(f"{places[0]} is missing: install mobilellm-cpp again.")
-    return found[0]
+    path = Path(FOLDER) / name
+    if not path.exists():
+        raise MobileLLMError(f"{path} is missing: install mobilellm-cpp again.")
+    return path
 
 
 @functools.cache

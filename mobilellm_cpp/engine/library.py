@@ -9,13 +9,15 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import _mobilellm_cpp_library
+
 from ..errors import ModelError
 
-FOLDER = Path(__file__).resolve().parent.parent / "lib"
+FOLDER = Path(_mobilellm_cpp_library.FOLDER)
 
 
 def _foreign_libraries() -> list[str]:
@@ -35,58 +37,27 @@ def _load() -> Any:
     foreign = _foreign_libraries()
     earlier = getattr(sys.modules.get("llama_cpp.llama_cpp"), "_base_path", FOLDER)
     if foreign or Path(earlier) != FOLDER:
+        pin = _mobilellm_cpp_library.LLAMA_CPP_PYTHON
         raise ModelError(
             f"another libllama is already loaded ({foreign[0] if foreign else earlier}): "
-            f"import mobilellm_cpp before llama_cpp, which then uses the library of mobilellm_cpp"
+            f"import MobileLLM from mobilellm_cpp before llama_cpp is imported, or install "
+            f"llama-cpp-python without a library of its own (`CMAKE_ARGS=-DLLAMA_BUILD=OFF pip "
+            f"install --force-reinstall --no-deps --no-cache-dir llama-cpp-python=={pin}`)"
         )
     if not (FOLDER.exists() and any(FOLDER.glob("*llama.*"))):
-        raise ModelError(
-            f"libllama is missing from {FOLDER}: install mobilellm-cpp, "
-            f"and run outside its source folder"
-        )
-    settings = {"LLAMA_CPP_LIB_PATH": str(FOLDER)}
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+        raise ModelError(f"libllama is missing from {FOLDER}: install mobilellm-cpp again")
+    _mobilellm_cpp_library.finder.always = True
+    spin = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
+    if spin:
         # How long OpenMP's threads spin before they sleep. Its default, 300,000, makes small models
         # several times slower as soon as another program wants one of the cores.
-        settings["GOMP_SPINCOUNT"] = "1000"
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+        os.environ["GOMP_SPINCOUNT"] = "1000"
     try:
         import llama_cpp
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-    # It would point the process's stdout and stderr to /dev/null while loading, without a lock;
-    # what there is to silence goes through the log.
-    for module in (llama_cpp.llama, llama_cpp._internals):
-        setattr(module, "suppress_stdout_stderr", lambda disable=True: nullcontext())  # noqa: B010
-    # Llama compiles the templates of a file; a broken one is no reason not to load the model.
-    formats: Any = llama_cpp.llama_chat_format
-    formats.Jinja2ChatFormatter = _patient(formats.Jinja2ChatFormatter)
+        if spin:
+            del os.environ["GOMP_SPINCOUNT"]
     return llama_cpp
-
-
-def _patient(formatter: Any) -> Any:
-    """A chat formatter that says only when it is used that its template is broken."""
-
-    class Formatter(formatter):  # type: ignore[misc]  # llama_cpp has no types
-        broken: Exception | None = None
-
-        def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            try:
-                super().__init__(*arguments, **keywords)
-            except Exception as error:  # Python's own compiler has limits, too
-                self.broken = error
-
-        def __call__(self, **keywords: Any) -> Any:
-            if self.broken is not None:
-                raise self.broken
-            return super().__call__(**keywords)
-
-    return Formatter
 
 
 llama_cpp = _load()

@@ -1,8 +1,8 @@
 """llama_cpp.Llama as the base class of MobileLLM, with the types that it lacks.
 
-At run time LlamaBase is llama_cpp.Llama itself. Type checkers see a subclass of it that says what
-its own annotations leave open: which keyword arguments there are, and what comes back with and
-without `stream=True`. tests/types hold the names, defaults and types here to the real ones.
+Type checkers see what llama_cpp's own annotations leave open: which keyword arguments there are,
+and what comes back with and without `stream=True`. tests/types hold names and types here to the
+real ones. At run time it is llama_cpp.Llama but for two things that its constructor does.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,8 +126,13 @@ class ChatCompletion(_Completion, total=False):
 
 
 if TYPE_CHECKING:
+    Formatter: Any
 
     class LlamaBase(Llama):
+        _model: Any  # what is beneath has few types
+        _ctx: Any
+        _batch: Any
+
         # What follows the first argument is given by name: there are 25 of them, in an order that
         # changes between versions of llama_cpp.
         @overload  # type: ignore[override]
@@ -226,6 +231,58 @@ if TYPE_CHECKING:
             """Sets the seed of the next answer."""
 
 else:
+    # Llama's constructor points stdout and stderr of the process to /dev/null while it loads,
+    # without a lock, and refuses a file whose chat template is broken. LlamaBase runs that very
+    # constructor, which finds other things under the names it uses; llama_cpp stays as it is.
+    import types
+    from contextlib import nullcontext
+
     from .library import llama_cpp
 
-    LlamaBase = llama_cpp.Llama
+    def _with(function, **names):
+        """A copy of a function that finds other things under some names of its module."""
+        copy = types.FunctionType(
+            function.__code__,
+            {**function.__globals__, **names},
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        copy.__kwdefaults__ = function.__kwdefaults__
+        copy.__doc__ = function.__doc__
+        return copy
+
+    def _changed(module, **names):
+        """What a module holds, with some names changed."""
+        return types.SimpleNamespace(**{**vars(module), **names})
+
+    def _leave(disable=True):
+        """In the place of suppress_stdout_stderr: what there is to silence goes through the log."""
+        return nullcontext()
+
+    class _Model(llama_cpp._internals.LlamaModel):
+        __init__ = _with(llama_cpp._internals.LlamaModel.__init__, suppress_stdout_stderr=_leave)
+
+    class Formatter(llama_cpp.llama_chat_format.Jinja2ChatFormatter):
+        """A chat formatter that says only when it is used that its template is broken."""
+
+        broken = None
+
+        def __init__(self, *arguments, **keywords):
+            try:
+                super().__init__(*arguments, **keywords)
+            except Exception as error:  # Python's own compiler has limits, too
+                self.broken = error
+
+        def __call__(self, **keywords):
+            if self.broken is not None:
+                raise self.broken
+            return super().__call__(**keywords)
+
+    class LlamaBase(llama_cpp.Llama):
+        __init__ = _with(
+            llama_cpp.Llama.__init__,
+            suppress_stdout_stderr=_leave,
+            internals=_changed(llama_cpp._internals, LlamaModel=_Model),
+            llama_chat_format=_changed(llama_cpp.llama_chat_format, Jinja2ChatFormatter=Formatter),
+        )

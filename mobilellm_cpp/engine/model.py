@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..errors import ModelError
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .library import Pieces, decode, guard, llama_cpp, sample, tokenize
+from .llama_base import Formatter, LlamaBase
 from .threads import default_threads
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -52,7 +53,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
         raise ModelError('messages must be a list of {"role": ..., "content": ...}, at least one')
 
 
-class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no types
+class MobileLLM(LlamaBase):
     """A loaded model.
 
     model_path: a GGUF file of architecture `mobilellm`, or any that llama.cpp runs.
@@ -120,7 +121,7 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         self._ctx.kv_cache_seq_rm = self._remove
         template = self.metadata.get("tokenizer.chat_template")
         self._stop = () if template else PLAIN_STOP
-        self._template = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
+        self._template = Formatter(
             template=template or PLAIN_TEMPLATE,
             eos_token=self._token_text(self.token_eos()),
             bos_token=self._token_text(self.token_bos()),
@@ -243,7 +244,7 @@ class MobileLLM(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp has no type
         return text if isinstance(prompt, str) else _without_leading_space(text)
 
     def _pieces(
-        self, tokens: list[int], budget: int, seed: int | None, **sampling: float
+        self, tokens: list[int], budget: int, seed: int | None, **sampling: Any
     ) -> Iterator[str]:
         """Up to budget generated tokens as text; bytes that are no UTF-8 become U+FFFD."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -10,6 +10,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import _mobilellm_cpp_library
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,7 @@ def test_the_pin_is_the_runtime_requirement(upstream):
     assert f'"llama-cpp-python=={version}"' in (ROOT / "pyproject.toml").read_text()
     assert f"llama-cpp-python=={version}" in importlib.metadata.requires("mobilellm-cpp")
     assert importlib.metadata.version("llama-cpp-python") == version
+    assert version == _mobilellm_cpp_library.LLAMA_CPP_PYTHON
 
 
 def test_the_patches_keep_their_budget_and_say_why():

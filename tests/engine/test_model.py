@@ -349,6 +349,7 @@ def test_a_folder_with_a_space(tmp_path):
     """Our own library is no foreign one, whatever its path."""
     package = library.FOLDER.parent
     shutil.copytree(package, tmp_path / "a b" / package.name)
+    shutil.copy(package.parent / "_mobilellm_cpp_library.py", tmp_path / "a b")
     make_checkpoint(tmp_path / "c")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "a b"), "MOBILELLM_CACHE": str(tmp_path)}
     command = [sys.executable, "-m", "mobilellm_cpp", "generate", str(tmp_path / "c"), "-p", "hi"]
@@ -366,7 +367,7 @@ except Exception as error:
 """
     done = run_on(stock_lib, script, None)
     assert "ModelError another libllama is already loaded" in done.stdout
-    assert "import mobilellm_cpp before llama_cpp" in done.stdout
+    assert "from mobilellm_cpp before llama_cpp is imported" in done.stdout
 
 
 def test_llama_cpp_after_us_is_ours():

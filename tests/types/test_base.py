@@ -48,7 +48,3 @@ def test_arguments(function, arguments, left_out):
     assert {n: t for n, t in typed.items() if n not in wider} == {
         n: t for n, t in real.items() if n not in wider
     }
-
-
-def test_base_is_llama():
-    assert llama_base.LlamaBase is Llama
