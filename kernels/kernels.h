@@ -2,11 +2,12 @@
 // the truth: integer parts of the others are equal to its, float results to 1e-5 of the sum of magnitudes.
 //
 // A packed matrix is rows in groups of 32, so that one block of activations serves 16 rows from one register, and from
-// another 16 more. The last group is filled up with zero rows. Groups follow each other; all columns of one group are
-// together:
+// another 16 more. The last group is filled up with zero rows. Groups follow each other, and in a group its blocks of
+// columns: what a product reads is one stream of bytes from beginning to end, which processors fetch ahead by
+// themselves. A block is
 //
-//     scales   n_blocks × 32 fp16     scale of row r in block b at 2 · (32 b + r)
-//     quants   n_blocks × chunks      a chunk is 64 bytes, 4 of each of 16 rows: byte 4 r + c belongs to row r
+//     scales   32 fp16   scale of row r at 2 r
+//     quants   chunks    of 64 bytes, 4 of each of 16 rows: byte 4 r + c belongs to row r
 //
 //              block    chunks   byte c of row r in chunk i holds
 //     Q4_0     32 cols  8        column 4i + c of row r in its low nibble, of row 16 + r in its high nibble
@@ -35,7 +36,7 @@ struct streaming {
     enum cache : uint8_t { none, nta, t2, t1, t0 };  // nothing is fetched; x86's four prefetch instructions
 
     cache   hint  = t1;
-    int64_t ahead = 8 * 1024;  // bytes between what is read and what is fetched
+    int64_t ahead = 1024;  // bytes between what is read and what is fetched
 };
 
 struct matrix {
@@ -87,9 +88,10 @@ struct kernels {
     // y[t · stride + r] = row r of groups [g0, g1) · q[t], where y[0] belongs to the first row of group g0 and the
     // n_tokens rows of activations (any number, 0 too) are activation_size(n_cols) bytes apart. Each token's result is
     // the same bit for bit however many there are.
-    // Prefetches ahead in the stream of weights and, at its end, from `next` on (nullptr: nothing), where the
-    // calling thread reads next. `later` (nullptr: nothing) is the data of a matrix of the same shape whose turn comes
-    // later: where m's own weights come from the cache, a quarter of the same groups of it is brought there meanwhile.
+    // Prefetches ahead in the stream of weights (for many tokens a group at a time) and, at its end, from `next` on
+    // (nullptr: nothing), where the calling thread reads next. `later` (nullptr: nothing) is the data of a matrix of
+    // the same shape whose turn comes later: where m's own weights come from the cache, a quarter of the same groups of
+    // it is brought there meanwhile.
     void (*matmul)(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
                    int64_t stride, const void * next, const uint8_t * later);
 };

@@ -19,6 +19,8 @@ struct format {
     int64_t words;  // of 4 bytes
 
     int64_t bytes() const { return 2 + 4 * words; }
+
+    int64_t packed() const { return GROUP * bytes(); }  // of a group
 };
 
 format format_of(ggml_type type) {
@@ -36,10 +38,6 @@ format format_of(ggml_type type) {
 
 size_t padded(size_t size) {
     return (size + 63) / 64 * 64;
-}
-
-size_t scales_size(ggml_type type, int64_t n_cols) {
-    return n_cols / format_of(type).columns * GROUP * 2;
 }
 
 // 4 × 4 bit pairs, transposed: pair c of byte k goes to pair k of byte c. Its own inverse.
@@ -121,24 +119,21 @@ void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g
     constexpr int64_t bytes    = 2 + 4 * WORDS;
     const int64_t     n_blocks = n_cols / format_of(TYPE).columns;
     const size_t      row_size = n_blocks * bytes;
-    const size_t      scales   = scales_size(TYPE, n_cols);
-    const size_t      size     = group_size(TYPE, n_cols);
 
+    uint8_t * scales = out + g0 * n_blocks * GROUP * bytes;  // of a block, which go before its quants
     for (int64_t g = g0; g < g1; ++g) {
-        uint8_t *       group = out + g * size;
-        const uint8_t * row   = rows + g * GROUP * row_size;
-        const int64_t   n     = std::min(GROUP, n_rows - g * GROUP);
+        const uint8_t * row = rows + g * GROUP * row_size;
+        const int64_t   n   = std::min(GROUP, n_rows - g * GROUP);
 
-        std::memset(group, 0, n < GROUP ? scales : 0);
-        for (int64_t b = 0; b < n_blocks; ++b) {
-            uint8_t * quants = group + scales + b * GROUP * 4 * WORDS;
+        for (int64_t b = 0; b < n_blocks; ++b, scales += GROUP * bytes) {
+            uint8_t * quants = scales + GROUP * 2;
             uint8_t   blocks[GROUP * 4 * WORDS];  // as they are packed, where that is not as they are stored
             for (int64_t r = 0; r < n; ++r) {
                 const uint8_t * in = row + r * row_size + b * bytes;
 #ifdef __GNUC__
                 __builtin_prefetch(row + GROUP * row_size + (b * GROUP + r) * bytes);  // of the next group
 #endif
-                std::memcpy(group + 2 * (GROUP * b + r), in, 2);
+                std::memcpy(scales + 2 * r, in, 2);
                 if (TYPE == GGML_TYPE_Q2_0) {
                     in_order_q2_0(in + 2, blocks + 4 * WORDS * r);
                 } else if (n < GROUP) {
@@ -146,6 +141,7 @@ void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g
                 }
             }
             if (n < GROUP) {
+                std::memset(scales + 2 * n, 0, 2 * (GROUP - n));
                 std::memset(blocks + 4 * WORDS * n, 0, 4 * WORDS * (GROUP - n));
             }
             if (TYPE == GGML_TYPE_Q2_0 || n < GROUP) {
@@ -160,12 +156,12 @@ void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g
 // Block b of a row as in GGUF.
 void unpack_block(const matrix & m, int64_t row, int64_t b, uint8_t * out) {
     const format    f      = format_of(m.type);
-    const uint8_t * group  = m.data + row / GROUP * group_size(m.type, m.n_cols);
-    const uint8_t * quants = group + scales_size(m.type, m.n_cols) + b * GROUP * 4 * f.words;
+    const uint8_t * scales = m.data + row / GROUP * group_size(m.type, m.n_cols) + b * f.packed();
+    const uint8_t * quants = scales + GROUP * 2;
     const int64_t   r      = row % GROUP;
     const bool      second = r >= 16;  // of two rows that share
 
-    std::memcpy(out, group + 2 * (GROUP * b + r), 2);
+    std::memcpy(out, scales + 2 * r, 2);
     uint8_t bytes[32];
     for (int64_t i = 0; i < 8; ++i) {
         const int64_t chunk = m.type == GGML_TYPE_Q8_0 ? 2 * i + second : i;
@@ -197,7 +193,7 @@ bool packable(ggml_type type, int64_t n_cols) {
 
 size_t group_size(ggml_type type, int64_t n_cols) {
     const format f = format_of(type);
-    return scales_size(type, n_cols) + n_cols / f.columns * GROUP * 4 * f.words;
+    return n_cols / f.columns * f.packed();
 }
 
 size_t packed_size(ggml_type type, int64_t n_cols, int64_t n_rows) {

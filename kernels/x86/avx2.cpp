@@ -43,7 +43,7 @@ struct avx2_isa {
 #pragma GCC unroll 8
             for (int i = 0; i < 8; ++i) {
                 for (int h = 0; h < H; ++h) {
-                    const __m256i w    = half_chunk(quants + 1024 * second, 2 * i + (FIRST + h) / 2, FIRST + h);
+                    const __m256i w    = half_chunk(quants, 2 * i + (FIRST + h) / 2, FIRST + h);
                     const __m256i size = _mm256_abs_epi8(w);
                     for (int t = 0; t < T; ++t) {
                         const __m256i product = _mm256_maddubs_epi16(size, _mm256_sign_epi8(four(t, i), w));
@@ -56,11 +56,10 @@ struct avx2_isa {
             constexpr int bits = TYPE == GGML_TYPE_Q4_0 ? 4 : 2;
             const __m256i mask = _mm256_set1_epi8((1 << bits) - 1);
             const int     from = TYPE == GGML_TYPE_Q2_0 ? 4 * second : 0;  // bit
-            const int     at   = TYPE == GGML_TYPE_Q4_0 ? 512 * second : 0;
 #pragma GCC unroll 8
             for (int i = 0; i < 8; ++i) {
                 for (int h = 0; h < H; ++h) {
-                    const __m256i x = half_chunk(quants + at, i, FIRST + h);
+                    const __m256i x = half_chunk(quants, i, FIRST + h);
                     const __m256i w = _mm256_and_si256(_mm256_srli_epi16(x, from + (FIRST + h < 2 ? 0 : bits)), mask);
                     for (int t = 0; t < T; ++t) {
                         dot[h][t] = _mm256_add_epi16(dot[h][t], _mm256_maddubs_epi16(w, four(t, i)));
@@ -88,19 +87,19 @@ struct avx2_isa {
                 sum[h][t] = _mm256_setzero_ps();
             }
         }
-        const uint8_t * scales = p.scales + 16 * FIRST;
-        const uint8_t * quants = p.quants;
+        const uint8_t * pair = p.data;
         for (int64_t i = 0; i < p.n_pairs; ++i) {
             if (FIRST == 0) {
                 prefetch<TYPE>(p, i);
             }
 #pragma GCC unroll 2
             for (int second = 0; second < 2; ++second) {
-                const auto * a = reinterpret_cast<const activations *>(q) + 2 * i + second;
-                __m256i      dot[H][T];
-                block<TYPE, T, FIRST, H>(quants, second, a, q_size, dot);
+                const auto *    a      = reinterpret_cast<const activations *>(q) + 2 * i + second;
+                const uint8_t * scales = block_of<TYPE>(pair, second);
+                __m256i         dot[H][T];
+                block<TYPE, T, FIRST, H>(scales + SCALES, second, a, q_size, dot);
                 for (int h = 0; h < H; ++h) {
-                    const uint8_t * at    = scales + 16 * h + (second ? scale_bytes<TYPE>() - 64 : 0);
+                    const uint8_t * at    = scales + 16 * (FIRST + h);
                     const __m256    scale = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i *>(at)));
                     for (int t = 0; t < T; ++t) {
                         const auto * b =
@@ -110,8 +109,7 @@ struct avx2_isa {
                     }
                 }
             }
-            scales += scale_bytes<TYPE>();
-            quants += pair_bytes<TYPE>();
+            pair += pair_bytes<TYPE>();
         }
         for (int h = 0; h < H; ++h) {
             const int64_t row  = 8 * (FIRST + h);

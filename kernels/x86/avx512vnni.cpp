@@ -19,9 +19,11 @@ struct avx512vnni_isa {
 
     // sum += a block of 32 rows × 32 columns times T tokens; `second`: which block of a pair.
     template <ggml_type TYPE, int T>
-    static MOBILELLM_INLINE void block(const uint8_t * quants, bool second, const uint8_t * scales,
-                                       const activations * q, size_t q_size, __m512 * low_sum, __m512 * high_sum) {
-        constexpr int shift = TYPE == GGML_TYPE_Q4_0 ? 4 : TYPE == GGML_TYPE_Q2_0 ? 2 : 0;
+    static MOBILELLM_INLINE void block(const uint8_t * both, bool second, const activations * q, size_t q_size,
+                                       __m512 * low_sum, __m512 * high_sum) {
+        const uint8_t * scales = block_of<TYPE>(both, second);
+        const uint8_t * quants = scales + SCALES;
+        constexpr int   shift  = TYPE == GGML_TYPE_Q4_0 ? 4 : TYPE == GGML_TYPE_Q2_0 ? 2 : 0;
 
         const auto token = [&](int t) {
             return reinterpret_cast<const activations *>(reinterpret_cast<const uint8_t *>(q) + t * q_size);
@@ -42,10 +44,10 @@ struct avx512vnni_isa {
             __m512i l;
             __m512i h;
             if constexpr (TYPE == GGML_TYPE_Q8_0) {
-                l = _mm512_xor_si512(_mm512_load_si512(quants + 1024 * second + 128 * i), sign);
-                h = _mm512_xor_si512(_mm512_load_si512(quants + 1024 * second + 128 * i + 64), sign);
+                l = _mm512_xor_si512(_mm512_load_si512(quants + 128 * i), sign);
+                h = _mm512_xor_si512(_mm512_load_si512(quants + 128 * i + 64), sign);
             } else if constexpr (TYPE == GGML_TYPE_Q4_0) {
-                h = _mm512_load_si512(quants + 512 * second + 64 * i);
+                h = _mm512_load_si512(quants + 64 * i);
                 l = _mm512_and_si512(h, nibble);
             } else {
                 const __m512i x = _mm512_load_si512(quants + 64 * i);
@@ -80,15 +82,13 @@ struct avx512vnni_isa {
         for (int t = 0; t < T; ++t) {
             low[t] = high[t] = _mm512_setzero_ps();
         }
-        const uint8_t * scales = p.scales;
-        const uint8_t * quants = p.quants;
-        const auto *    a      = reinterpret_cast<const activations *>(q);
+        const uint8_t * pair = p.data;
+        const auto *    a    = reinterpret_cast<const activations *>(q);
         for (int64_t i = 0; i < p.n_pairs; ++i) {
             prefetch<TYPE>(p, i);
-            block<TYPE, T>(quants, false, scales, a, q_size, low, high);
-            block<TYPE, T>(quants, true, scales + scale_bytes<TYPE>() - 64, a + 1, q_size, low, high);
-            scales += scale_bytes<TYPE>();
-            quants += pair_bytes<TYPE>();
+            block<TYPE, T>(pair, false, a, q_size, low, high);
+            block<TYPE, T>(pair, true, a + 1, q_size, low, high);
+            pair += pair_bytes<TYPE>();
             a += 2;
         }
         const auto      first     = [](int64_t n) { return n >= 16 ? __mmask16(0xFFFF) : __mmask16((1u << n) - 1); };
