@@ -18,7 +18,7 @@ from mobilellm_cpp.errors import CheckpointError
 from ..quant.lattice import CODES, Deviation, LatticeRounder
 from ..quant.recipe import EMBEDDING, HEAD, exact_types, smallest, tensor_type
 from ..quant.rounding import Array, NotRepresentable, Rounder
-from ..quant.types import EXACT, EXACT_TYPES, F32, OUTPUT_TYPES, TensorType
+from ..quant.types import EXACT, EXACT_TYPES, F32, OUTPUT_TYPES, TensorType, WeightType
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import Model, Weight, build_model
 from .gguf_file import GGUFFile, check_output, string, u32
@@ -68,7 +68,7 @@ def convert_checkpoint(
     source: str | Path | Checkpoint,
     out: str | Path | None = None,
     *,
-    type: str = "f16",
+    type: WeightType = "f16",
     schedule: str | Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
     portable: bool = False,

@@ -5,6 +5,7 @@
 Names are imported when they are first used, so that `import mobilellm_cpp` costs nothing.
 """
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -21,31 +22,47 @@ from .errors import CheckpointError, MobileLLMError, ModelError
 
 if TYPE_CHECKING:
     from .convert import convert_checkpoint
+    from .engine.conversation import Conversation
     from .engine.model import MobileLLM
+    from .engine.sampling_types import Sampling
     from .inspection.verification import verify
+    from .quant.types import WeightType
 
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
+    "Conversation",
     "MobileLLM",
     "MobileLLMError",
     "ModelError",
+    "Sampling",
+    "WeightType",
     "convert_checkpoint",
     "verify",
 ]
+_PLACES = {
+    "Conversation": ".engine.conversation",
+    "MobileLLM": ".engine.model",
+    "Sampling": ".engine.sampling_types",
+    "WeightType": ".quant.types",
+    "convert_checkpoint": ".convert",
+    "verify": ".inspection.verification",
+}
+
+if not TYPE_CHECKING:  # for whom any name would be right then
+
+    def __getattr__(name: str) -> Any:
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_PLACES[name], __name__), name)
+        globals()[name] = value
+        return value
 
 
-def __getattr__(name: str) -> Any:
-    if name == "MobileLLM":
-        from .engine.model import MobileLLM
+def __dir__() -> list[str]:
+    import importlib.util
 
-        return MobileLLM
-    if name == "convert_checkpoint":
-        from .convert import convert_checkpoint
-
-        return convert_checkpoint
-    if name == "verify":
-        from .inspection.verification import verify
-
-        return verify
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    names = {*__all__, *(name for name in globals() if name.startswith("__"))}
+    if importlib.util.find_spec("torch") is None:
+        names.discard("verify")  # which needs it, and help() asks for all that is here
+    return sorted(names)

@@ -25,9 +25,10 @@ from .errors import CheckpointError, ModelError
 
 if TYPE_CHECKING:
     from .convert import Checkpoint
+    from .quant.types import WeightType
 
 DEMO = Path(__file__).resolve().parent / "demo"
-DEFAULT_TYPE = "q4_0"
+DEFAULT_TYPE: "WeightType" = "q4_0"
 
 Progress = Callable[[int, int, str], None]
 
@@ -42,7 +43,7 @@ def cache_folder() -> Path:
 
 def converted(
     source: str | Path,
-    type: str,
+    type: "WeightType",
     *,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -75,7 +76,9 @@ def converted(
         raise CheckpointError(f"{reason}, and {str(error).rstrip('.')}: {advice}.") from error
 
 
-def _kept(path: Path, checkpoint: "Checkpoint", type: str, progress: Progress | None) -> Path:
+def _kept(
+    path: Path, checkpoint: "Checkpoint", type: "WeightType", progress: Progress | None
+) -> Path:
     """The file, converted if it is not there as a conversion left it. Raises OutputError where it
     cannot be written."""
     from .convert import convert_checkpoint
@@ -200,7 +203,9 @@ def _temporary_folder() -> Path:
     return folder
 
 
-def resolve(model: str | None, type: str | None = None, progress: Progress | None = None) -> Path:
+def resolve(
+    model: str | None, type: "WeightType | None" = None, progress: Progress | None = None
+) -> Path:
     """The GGUF file for a MODEL argument: None is the shipped demo model (kept in f16), a file is
     itself, a folder or hub id is converted (to DEFAULT_TYPE unless type says otherwise)."""
     if model is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ Q6_K = TensorType("Q6_K", 14, 256, 210, 65504.0 * 1024)
 # Written for type exact only, where scales are taken over and not chosen.
 Q1_0 = TensorType("Q1_0", 41, 128, 18, 65504.0)
 Q2_0 = TensorType("Q2_0", 42, 64, 18, 65504.0 * 2)
+
+# What people write for the type of the weights.
+WeightType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "exact"]
 
 # Output types by the name that people give: the tensor type, and GGUF's general.file_type.
 OUTPUT_TYPES: dict[str, tuple[TensorType, int]] = {

@@ -5,11 +5,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ..quant.types import WeightType
 
 Model = Annotated[
     str,
@@ -22,17 +23,6 @@ OptionalModel = Annotated[
         show_default=False,
     ),
 ]
-
-
-class WeightType(str, Enum):
-    """What `--type` takes."""
-
-    f32 = "f32"
-    f16 = "f16"
-    bf16 = "bf16"
-    q8_0 = "q8_0"
-    q4_0 = "q4_0"
-    exact = "exact"
 
 
 Type = Annotated[
@@ -144,7 +134,7 @@ def resolve(model: str | None, type: WeightType | None) -> Path:
     from ..cache import resolve as resolve_model
 
     with progress_bar() as progress:
-        path = resolve_model(model, type.value if type else None, progress)
+        path = resolve_model(model, type, progress)
     if model is not None and type is None and path != Path(model):
         print(f"{printable(model)} in {DEFAULT_TYPE}; --type chooses another", file=sys.stderr)
     return path

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from ..errors import ModelError
+from ..quant.types import WeightType
 from .common import (
     Revision,
     Schedule,
     Settings,
-    WeightType,
     complain,
     parse_settings,
     progress_bar,
@@ -30,7 +30,7 @@ def convert(
         typer.Option(
             help="Type of the weights; exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints."
         ),
-    ] = WeightType.f16,
+    ] = "f16",
     schedule: Schedule = None,
     settings: Settings = None,
     portable: Annotated[
@@ -55,7 +55,7 @@ def convert(
         report = convert_checkpoint(
             source,
             out,
-            type=type.value,
+            type=type,
             schedule=schedule,
             settings=parse_settings(settings),
             portable=portable,

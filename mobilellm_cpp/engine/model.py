@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelError
+from ..quant.types import WeightType
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .library import Pieces, decode, guard, llama_cpp, sample, tokenize
 from .llama_base import Formatter, LlamaBase
@@ -153,7 +154,7 @@ class MobileLLM(LlamaBase):
     def from_checkpoint(
         cls,
         source: str | Path,
-        type: str = "q4_0",
+        type: WeightType = "q4_0",
         *,
         revision: str | None = None,
         **kwargs: Any,

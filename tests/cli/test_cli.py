@@ -7,16 +7,16 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import get_args
 
 import pexpect
 import pytest
 from checkpoints import make_checkpoint, random_tensor, tensor_shapes
 from gguf_edit import ARRAY, STRING, U32, rewrite
 from lattices import pareto
-from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
+from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES, WeightType
 
 from mobilellm_cpp import MobileLLM
-from mobilellm_cpp.cli.common import WeightType
 from mobilellm_cpp.engine.conversation import Conversation
 
 Q4_0 = ("--type", "q4_0")
@@ -70,7 +70,7 @@ def test_help_is_light():
 
 
 def test_the_types_of_the_help_are_those_of_the_converter():
-    assert [kind.value for kind in WeightType] == [*OUTPUT_TYPES, EXACT]
+    assert list(get_args(WeightType)) == [*OUTPUT_TYPES, EXACT]
 
 
 def test_version(place):
