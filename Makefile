@@ -29,7 +29,7 @@ dev: .venv/tests-installed
 	$(INSTALL) --no-deps --editable .
 
 test: lint .venv/tests-installed stock
-	$(BIN)/cmake --build build/wheel --target kernels_test packed_test >/dev/null
+	$(BIN)/cmake --build build/wheel --target kernels_test packed_test thread_pool_test >/dev/null
 	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" \
 	    MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/wheel" $(BIN)/pytest $(PYTEST_ARGS)
 

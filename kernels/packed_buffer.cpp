@@ -5,6 +5,7 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
+#include "this_process.h"
 #include "traits.h"
 
 #include <algorithm>
@@ -81,7 +82,8 @@ struct packed_buffer {
 
     std::mutex                       filling;
     std::unique_ptr<filling_threads> fillers;
-    int64_t                          n_unset = 0;  // packed tensors without data
+    const long                       process = this_process();  // in which the fillers run
+    int64_t                          n_unset = 0;               // packed tensors without data
 };
 
 const float * row_of(const ggml_tensor * tensor, int64_t row) {
@@ -170,6 +172,9 @@ packed_buffer & context_of(ggml_backend_buffer_t buffer) {
 
 void free_buffer(ggml_backend_buffer_t buffer) {
     packed_buffer * context = &context_of(buffer);
+    if (context->process != this_process()) {
+        context->fillers.release();  // nobody is there to be joined
+    }
     context->fillers.reset();
     ::operator delete[](context->memory, std::align_val_t(HUGE_PAGE));
     delete context;

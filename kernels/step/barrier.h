@@ -9,6 +9,15 @@
 
 namespace mobilellm {
 
+// 10 to 60 ns for somebody else.
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
 class barrier {
   public:
     // Returns once all n threads are here. What any of them wrote before, all of them see after. Where a thread has to
@@ -39,16 +48,8 @@ class barrier {
     }
 
   private:
-    // Pauses of 10 to 60 ns: about as long as threads that all run wait. Longer ones cost when others want the cores.
+    // Pauses: about as long as threads that all run wait. More of them cost when others want the cores.
     static constexpr int patience = 100;
-
-    static void relax() {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        asm volatile("yield");
-#endif
-    }
 
     alignas(64) std::atomic<int> arrived_{ 0 };
     alignas(64) std::atomic<unsigned> phase_{ 0 };

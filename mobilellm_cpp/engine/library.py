@@ -5,7 +5,6 @@ Import `llama_cpp` from here and nowhere else in the package.
 
 import codecs
 import ctypes
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -47,16 +46,8 @@ def _load() -> Any:
     if not (FOLDER.exists() and any(FOLDER.glob("*llama.*"))):
         raise ModelError(f"libllama is missing from {FOLDER}: install mobilellm-cpp again")
     _mobilellm_cpp_library.finder.always = True
-    spin = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
-    if spin:
-        # How long OpenMP's threads spin before they sleep. Its default, 300,000, makes small models
-        # several times slower as soon as another program wants one of the cores.
-        os.environ["GOMP_SPINCOUNT"] = "1000"
-    try:
-        import llama_cpp
-    finally:
-        if spin:
-            del os.environ["GOMP_SPINCOUNT"]
+    import llama_cpp
+
     return llama_cpp
 
 

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from checkpoints import make_checkpoint
+
+from mobilellm_cpp import convert_checkpoint
 
 ALLOWED = sorted(os.sched_getaffinity(0))
 
@@ -86,3 +89,103 @@ def test_hyper_threads_count_once_and_only_where_there_are_any(tmp_path):
     each_alone = {cpu: str(cpu) for cpu in ALLOWED}
     assert in_a_system(tmp_path, "0::/\n", {}, each_alone) == len(ALLOWED)
     assert in_a_system(tmp_path, "0::/\n", {}) == len(ALLOWED)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A model whose weights (40 MB) are most of what a process needs."""
+    folder = tmp_path_factory.mktemp("threads")
+    make_checkpoint(folder / "m", layers=3, hidden=1024, heads=16, kv_heads=4, ffn=3072)
+    convert_checkpoint(folder / "m", folder / "m.gguf", type="q8_0")
+    return folder / "m.gguf"
+
+
+# What a process that used a model before it forks, and the child, run. `answer` is a text of its
+# own for each number, so that a child cannot give the parent's.
+PROGRAM = """
+import multiprocessing, os, re, sys
+{first}
+from mobilellm_cpp import MobileLLM
+
+def model():
+    return MobileLLM({path!r}, n_threads=2, n_ctx=256)
+
+def answer(llm, number):
+    return "".join(llm.stream(f"number {{number}}", max_tokens=16, temperature=0))
+
+def private():
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(kb) for kb in re.findall(r"^Private_\\w+: +(\\d+)", file.read(), re.M)) << 10
+
+def work(number):
+    return answer(llm, number)
+
+def own(number):
+    return answer(model(), number)
+
+llm = None
+if __name__ == "__main__":
+    llm = model()
+    expected = [answer(llm, number) for number in range(4)]
+    assert len(set(expected)) == 4
+{body}
+"""
+
+IN_CHILDREN = """
+    children = []
+    for number in range(4):
+        children.append(os.fork())
+        if not children[-1]:
+            good = {ask} == expected[number]
+            {then}
+            os._exit(0 if good else 1)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert answer(llm, 3) == expected[3]  # the parent goes on
+"""
+
+
+def run(path, body, first="", timeout=120):
+    program = path.parent / "program.py"
+    program.write_text(PROGRAM.format(path=str(path), body=body, first=first))
+    command = [sys.executable, str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    assert not done.returncode, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("first", ["", "import torch"])
+@pytest.mark.parametrize("ask", ["answer(llm, number)", "answer(model(), number)"])
+def test_a_forked_child_answers(path, ask, first):
+    run(path, IN_CHILDREN.format(ask=ask, then="llm.close()"), first)
+
+
+def test_a_child_of_a_child_answers(path):
+    body = """
+    child = os.fork()
+    if not child:
+        good = answer(llm, 1) == expected[1]
+        grandchild = os.fork()
+        if not grandchild:
+            os._exit(0 if answer(llm, 2) == expected[2] else 1)
+        os._exit(0 if good and os.waitpid(grandchild, 0)[1] == 0 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    run(path, body)
+
+
+def test_a_child_shares_the_weights_with_its_parent(path):
+    then = "print(private(), flush=True)"
+    out = run(path, IN_CHILDREN.format(ask="answer(llm, number)", then=then))
+    assert len(out.split()) == 4
+    assert max(map(int, out.split())) < path.stat().st_size / 5
+
+
+@pytest.mark.parametrize(
+    ("method", "function"), [("fork", "work"), ("fork", "own"), ("spawn", "own")]
+)
+def test_processes_of_multiprocessing_answer(path, method, function):
+    body = f"""
+    with multiprocessing.get_context("{method}").Pool(2) as pool:
+        assert pool.map({function}, range(4)) == expected
+"""
+    run(path, body)

@@ -43,3 +43,8 @@ def test_the_buffer_of_packed_weights():
     out = run("packed_test")
     if NEEDS["avx2"] <= processor():
         assert re.search(r"^packed: \d+ cases", out, re.M), out
+
+
+def test_the_threads_of_a_backend():
+    """Assertions in any of them, forks, several at once."""
+    run("thread_pool_test")

@@ -4,29 +4,37 @@
 #include "guard.h"
 
 #include "ggml.h"
+#include "thread_pool.h"
 
 #include <cstdio>
 #include <mutex>
 #include <stdexcept>
 
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
 namespace {
 
-thread_local int         depth = 0;
 thread_local bool        quiet = true;
 thread_local std::string reason;  // error lines logged under guard, oldest first
 
-std::mutex        log_mutex;
+std::mutex log_mutex;
+#ifndef _WIN32
+const int fork_safe = pthread_atfork([] { log_mutex.lock(); }, [] { log_mutex.unlock(); }, [] { log_mutex.unlock(); });
+#endif
 ggml_log_callback outer_log      = nullptr;
 void *            outer_log_data = nullptr;
 
 void throw_abort(const char * message) {
-    if (depth > 0) {
+    if (*mobilellm_guard_depth() > 0) {
         throw std::runtime_error(message);
     }
     std::fprintf(stderr, "%s\n", message);  // as ggml does without a callback; the caller aborts
 }
 
 void keep_errors(ggml_log_level level, const char * text, void *) {
+    const int depth = *mobilellm_guard_depth();
     if (depth > 0 && level == GGML_LOG_LEVEL_ERROR) {
         reason += text;
     }
@@ -49,14 +57,14 @@ void mobilellm_guard_begin(bool silence) {
         outer_log_data = data;
         llama_log_set(keep_errors, nullptr);
     }
-    if (depth++ == 0) {
+    if ((*mobilellm_guard_depth())++ == 0) {
         quiet = silence;
         reason.clear();
     }
 }
 
 void mobilellm_guard_end() {
-    --depth;
+    --*mobilellm_guard_depth();
 }
 
 const char * mobilellm_guard_reason() {
