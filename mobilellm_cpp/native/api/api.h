@@ -28,6 +28,9 @@ LLAMA_API int32_t mobilellm_decode(llama_context * ctx, llama_batch batch);
 // they matter; 0: any token does.
 LLAMA_API int32_t mobilellm_sample(llama_sampler * sampler, llama_context * ctx, int32_t idx, int32_t n_best);
 
+// llama_sampler_init_grammar of a grammar that can be followed in bounded memory; NULL, with a reason, for others.
+LLAMA_API llama_sampler * mobilellm_grammar_init(const llama_vocab * vocab, const char * text, const char * root);
+
 // gguf_init_from_file without the tensors' data; NULL, with a reason, for what its parser does not take.
 LLAMA_API gguf_context * mobilellm_gguf_open(const char * path);
 

@@ -4,6 +4,7 @@
 #include "guard.h"
 
 #include "ggml.h"
+#include "limits.h"
 #include "thread_pool.h"
 
 #include <cstdio>
@@ -60,11 +61,14 @@ void mobilellm_guard_begin(bool silence) {
     if ((*mobilellm_guard_depth())++ == 0) {
         quiet = silence;
         reason.clear();
+        mobilellm_limit_grammars(true);
     }
 }
 
 void mobilellm_guard_end() {
-    --*mobilellm_guard_depth();
+    if (--*mobilellm_guard_depth() == 0) {
+        mobilellm_limit_grammars(false);
+    }
 }
 
 const char * mobilellm_guard_reason() {

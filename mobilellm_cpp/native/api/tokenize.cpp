@@ -1,15 +1,9 @@
 // Tokenizing under guard: long words are split on a stack that they fit on.
 
-#include "guard.h"
+#include "stack.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 #include <string_view>
-
-#ifndef _WIN32
-#include <pthread.h>
-#endif
 
 namespace {
 
@@ -48,42 +42,10 @@ size_t longest_word(std::string_view text) {
 // Calls work, on a thread with stack enough for words of so many characters.
 template <typename Work>
 int32_t on_stack_for(size_t characters, Work work) {
-#ifndef _WIN32
-    if (characters > short_word) {
-        struct job {
-            Work &      work;
-            int32_t     result;
-            std::string error;
-        } job{ work, 0, "" };
-
-        const auto run = [](void * data) -> void * {
-            auto & job = *static_cast<struct job *>(data);
-            mobilellm_guard_begin(true);
-            try {
-                job.result = job.work();
-            } catch (const std::exception & error) {
-                job.error = error.what();
-            }
-            mobilellm_guard_end();
-            return nullptr;
-        };
-        pthread_attr_t settings;
-        pthread_attr_init(&settings);
-        pthread_attr_setstacksize(&settings, (1 << 20) + characters * stack_per_character);
-        pthread_t  thread;
-        const bool started = characters <= long_word && pthread_create(&thread, &settings, run, &job) == 0;
-        pthread_attr_destroy(&settings);
-        if (!started) {
-            throw std::runtime_error("a line of " + std::to_string(characters) + " characters is too long");
-        }
-        pthread_join(thread, nullptr);
-        if (!job.error.empty()) {
-            throw std::runtime_error(job.error);
-        }
-        return job.result;
+    if (characters > long_word) {
+        throw std::runtime_error("a line of " + std::to_string(characters) + " characters is too long");
     }
-#endif
-    return work();
+    return characters > short_word ? on_stack_of<int32_t>(characters * stack_per_character, work) : work();
 }
 
 }  // namespace
