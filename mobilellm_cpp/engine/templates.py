@@ -322,7 +322,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, function: Any, *arguments: Any, **keywords: Any) -> Any:
         self.spend(STEP + _reading(arguments) + _reading(keywords))
-        name, owner = getattr(function, "__name__", ""), getattr(function, "__self__", None)
+        name = getattr(function, "__name__", "")
+        owner: Any = getattr(function, "__self__", None)
         if name == "format" and hasattr(function, "__wrapped__"):  # the sandbox's own
             owner = function.__wrapped__.__self__
         plain = isinstance(owner, (str, bytes, list, tuple, dict, int, float))
