@@ -36,7 +36,7 @@ struct streaming {
     enum cache : uint8_t { none, nta, t2, t1, t0 };  // nothing is fetched; x86's four prefetch instructions
 
     cache   hint  = t1;
-    int64_t ahead = 1024;  // bytes between what is read and what is fetched
+    int64_t ahead = 1;  // so many times 64 columns of a group from what is read to what is fetched
 };
 
 struct matrix {

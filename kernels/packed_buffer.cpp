@@ -5,13 +5,16 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
+#include "streaming.h"
 #include "this_process.h"
 #include "traits.h"
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -31,6 +34,7 @@ namespace {
 constexpr int64_t OWN_TOKENS = 4;
 
 constexpr size_t BYTES_A_SHARE = 64 * 1024;  // that a thread packs before it takes the next
+constexpr double CHOOSING      = 0.04;       // of the time that filling took, to choose how weights are read
 
 bool fits(const ggml_tensor * tensor) {
     return packable(tensor->type, tensor->ne[0]) && tensor->ne[1] >= GROUP / 2 && ggml_is_matrix(tensor) &&
@@ -68,7 +72,7 @@ struct packed_tensor : ggml::cpu::tensor_traits {
     void get_rows(const ggml_compute_params & params, ggml_tensor * op) const;
 
     packed_buffer & owner;
-    const matrix    m;
+    matrix          m;
 
     // the matrix that was multiplied after this one the last time: only says what to prefetch
     std::atomic<const packed_tensor *> next{ nullptr };
@@ -84,7 +88,28 @@ struct packed_buffer {
     std::unique_ptr<filling_threads> fillers;
     const long                       process = this_process();  // in which the fillers run
     int64_t                          n_unset = 0;               // packed tensors without data
+
+    std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
+
+    void choose_streaming();
 };
+
+// Of all matrices, now that they are packed.
+void packed_buffer::choose_streaming() {
+    const std::chrono::duration<double>      took = std::chrono::steady_clock::now() - began;
+    std::map<ggml_type, std::vector<matrix>> by_type;
+    for (const auto & tensor : tensors) {
+        by_type[tensor->m.type].push_back(tensor->m);
+    }
+    for (const auto & [type, weights] : by_type) {
+        const streaming chosen = mobilellm::choose_streaming(weights, CHOOSING * took.count() / by_type.size());
+        for (const auto & tensor : tensors) {
+            if (tensor->m.type == type) {
+                tensor->m.stream = chosen;
+            }
+        }
+    }
+}
 
 const float * row_of(const ggml_tensor * tensor, int64_t row) {
     const int64_t i1 = row % tensor->ne[1];
@@ -221,6 +246,7 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void *
     });
     if (--context.n_unset <= 0) {
         context.fillers.reset();
+        context.choose_streaming();
     }
 }
 

@@ -111,7 +111,7 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * acti
                 const bool last = t + ISA::TILE >= t1;
                 if (t == t0 && last) {
                     p.hint  = m.stream.hint;
-                    p.ahead = size < m.stream.ahead ? size : m.stream.ahead;
+                    p.ahead = (n_pairs < m.stream.ahead ? n_pairs : m.stream.ahead) * pair_bytes<TYPE>();
                 } else {  // the last tile fetches the next group
                     p.hint  = last ? streaming::t1 : streaming::none;
                     p.ahead = size;

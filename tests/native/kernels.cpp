@@ -2,6 +2,7 @@
 // doubles. Prints a line for each set of kernels; the first mismatch ends it with exit code 1.
 
 #include "dispatch.h"
+#include "streaming.h"
 
 #include "ggml.h"
 
@@ -274,15 +275,50 @@ void check_streaming(const instruction_set & k) {
             m.stream        = {};
             const auto want = product(n, nullptr, nullptr);
             for (const auto hint : { streaming::none, streaming::nta, streaming::t2, streaming::t1, streaming::t0 }) {
-                for (const int64_t ahead : { 0, 1024, 4096, 8192, 16384, 1 << 20 }) {
+                for (const int64_t ahead : { 0, 1, 2, 4, 8, 1000 }) {
                     m.stream = { hint, ahead };
                     if (product(n, nullptr, nullptr) != want || product(n, rows.data(), m.data) != want) {
                         fail(std::string(k.name) + " " + ggml_type_name(shape.type) + ": hint " + std::to_string(hint) +
-                             ", " + std::to_string(ahead) + " bytes ahead change the result");
+                             ", " + std::to_string(ahead) + " · 64 columns ahead change the result");
                     }
                 }
             }
         }
+    }
+}
+
+// The choice by measurement: kept once made, none where there is too little to tell, and what is forced goes before.
+void check_choice() {
+    const auto is = [](const streaming & a, const streaming & b) { return a.hint == b.hint && a.ahead == b.ahead; };
+
+    const int64_t       n_cols = 576, n_rows = 1536;
+    const size_t        size   = packed_size(GGML_TYPE_Q4_0, n_cols, n_rows);
+    const auto          memory = aligned(64 * size);
+    std::vector<matrix> weights;
+    for (int i = 0; i < 64; ++i) {
+        weights.push_back({ GGML_TYPE_Q4_0, n_cols, n_rows, memory.get() + i * size });
+    }
+    const std::vector<matrix> few(weights.begin(), weights.begin() + 8);
+    if (!is(choose_streaming(few, 1.0), {}) || !is(choose_streaming(weights, 0.0), {}) || streaming_text() != "") {
+        fail("a choice without a measurement");
+    }
+    streaming chosen;
+    for (int i = 0; i < 100 && streaming_text() == ""; ++i) {  // a busy machine may not get through in time
+        chosen = choose_streaming(weights, 1.0);
+    }
+    if (streaming_text().find("q4_0 from 16 MiB: ") != 0 || !is(choose_streaming(weights, 0.0), chosen)) {
+        fail("no choice is kept: " + streaming_text());
+    }
+    std::printf("streaming: %s\n", streaming_text().c_str());
+
+    force_streaming({ streaming::nta, 3 });
+    if (!is(choose_streaming(few, 0.0), { streaming::nta, 3 }) ||
+        streaming_text() != "forced: nta, 192 columns ahead") {
+        fail("what is forced is not taken: " + streaming_text());
+    }
+    measure_streaming();
+    if (!is(choose_streaming(few, 0.0), {}) || streaming_text() != "") {
+        fail("what was forced stays");
     }
 }
 
@@ -354,6 +390,7 @@ int main() {
     for (const instruction_set & k : instruction_sets()) {
         check_all(k);
     }
+    check_choice();
     test_fused_ops();
     std::printf("best: %s\n", best().name);
     return 0;

@@ -34,6 +34,14 @@ LLAMA_API llama_sampler * mobilellm_grammar_init(const llama_vocab * vocab, cons
 // gguf_init_from_file without the tensors' data; NULL, with a reason, for what its parser does not take.
 LLAMA_API gguf_context * mobilellm_gguf_open(const char * path);
 
+// How packed weights are brought to the caches before they are read: what measurements during loads have chosen, with
+// their speeds; "" where there was nothing to choose. Lives until the calling thread asks again.
+LLAMA_API const char * mobilellm_streaming_text();
+
+// For models loaded from now on, instead of a measurement: a hint of kernels.h (0 none, 1 nta, 2 t2, 3 t1, 4 t0; below
+// 0: measure again) and how far ahead, in 64 columns. Only the speed depends on it.
+LLAMA_API void mobilellm_streaming_force(int32_t hint, int64_t ahead);
+
 // Bytes a second at which n_threads read `size` bytes of their own in huge pages, the best of n_rounds at several
 // prefetch distances; 0 when there is no memory for it.
 LLAMA_API double mobilellm_read_bandwidth(size_t size, int32_t n_threads, int32_t n_rounds);

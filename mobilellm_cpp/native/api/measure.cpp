@@ -3,6 +3,7 @@
 #include "api.h"
 #include "ggml-backend.h"
 #include "mobilellm.h"
+#include "streaming.h"
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +13,7 @@
 #include <future>
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 #ifdef __linux__
@@ -114,6 +116,22 @@ bool mobilellm_at_final_norm(ggml_tensor * tensor, bool ask, void * data) {
     clock.seen   = true;
     clock.normed = steady::now();
     return true;
+}
+
+const char * mobilellm_streaming_text() {
+    static thread_local std::string text;
+    text = mobilellm::streaming_text();
+    return text.c_str();
+}
+
+void mobilellm_streaming_force(int32_t hint, int64_t ahead) {
+    using mobilellm::streaming;
+    if (hint < 0) {
+        mobilellm::measure_streaming();
+    } else {
+        const auto cache = streaming::cache(std::min<int32_t>(hint, streaming::t0));
+        mobilellm::force_streaming({ cache, std::max<int64_t>(ahead, 0) });
+    }
 }
 
 double mobilellm_read_bandwidth(size_t size, int32_t n_threads, int32_t n_rounds) {
