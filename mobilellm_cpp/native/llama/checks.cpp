@@ -106,6 +106,9 @@ void check_keys(const metadata & meta) {
         "feed_forward_length",
         "rope.dimension_count",
         "rope.freq_base",
+        "tokenizer.added_token_flags",
+        "tokenizer.added_tokens",
+        "tokenizer.space_prefix",
         "vocab_size",
     };
     const std::string prefix = meta.arch + ".";
