@@ -9,6 +9,7 @@ from typing import Any
 
 from mobilellm_cpp.errors import CheckpointError
 
+from .chat_template import FURTHER
 from .config import Config, read_json
 from .safetensors_file import read_safetensors
 from .tensor import Tensor, shown
@@ -26,6 +27,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
 
@@ -58,7 +60,8 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """All files that a conversion reads."""
         names = ("config.json", *INDEXES, *TOKENIZER_FILES)
-        paths = [*(self.folder / name for name in names), *self.weights]
+        further = (self.folder / FURTHER).glob("*.jinja")
+        paths = [*(self.folder / name for name in names), *further, *self.weights]
         return sorted(path for path in paths if path.exists())
 
     def fingerprint(self) -> str:

@@ -72,6 +72,7 @@ def convert_checkpoint(
     schedule: str | Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
     portable: bool = False,
+    chat_template: str | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -86,6 +87,8 @@ def convert_checkpoint(
     repeat-all-over, reverse, "0,0,1,..." or block numbers.
     `settings` override fields of config.json (of a source that is not open yet).
     A `portable` file is one for stock, unpatched llama.cpp, with shared blocks written out.
+    `chat_template` is the name of one of the checkpoint's chat templates, or a file with one, that
+    becomes the file's own.
     Without `out` the file goes to <name>-<type>[-portable].gguf in the current folder.
     `progress` gets the bytes done, the bytes in all and the tensor's name, in the calling thread;
     with `exact` first the weights that are searched, then the bytes that are written.
@@ -106,7 +109,7 @@ def convert_checkpoint(
             model = for_stock(model)
         stock = model.architecture != "mobilellm"
         tokenizer, notes = read_tokenizer(
-            checkpoint.folder, checkpoint.config, model.decoder.vocab, stock
+            checkpoint.folder, checkpoint.config, model.decoder.vocab, stock, chat_template
         )
         if unread := checkpoint.config.unread:
             raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mobilellm_cpp.errors import CheckpointError
 
+from .chat_template import FURTHER
 from .checkpoint import INDEXES, TOKENIZER_FILES, WEIGHTS, weight_files
 from .config import read_json
 
@@ -69,7 +70,13 @@ def _fetch(repo: str, revision: str | None) -> Path:
     files = {sibling.rfilename for sibling in info.siblings or []}
     weights = next((name for name in WEIGHTS if name in files), None)
     # First all that is small: a snapshot that has its weights then has everything.
-    small = ["config.json", *TOKENIZER_FILES, *(name for name in INDEXES if name == weights)]
+    templates = f"{FURTHER}/*.jinja"
+    small = [
+        "config.json",
+        *TOKENIZER_FILES,
+        templates,
+        *(name for name in INDEXES if name == weights),
+    ]
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=small))
     if weights is not None:
         wanted = _shards(folder / weights) if weights in INDEXES else {weights}

@@ -7,19 +7,18 @@ from typing import Any
 
 from mobilellm_cpp.errors import CheckpointError
 
+from .added_tokens import AddedToken
 from .config import Config
 from .vocabulary import (
     BYTE,
     CONTROL,
     NORMAL,
+    PADDING_SCORE,
     UNKNOWN,
     UNUSED,
-    USER_DEFINED,
-    AddedToken,
     Vocabulary,
+    padding,
 )
-
-ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0  # as llama.cpp's converter sets them
 
 
 def read_sentencepiece(
@@ -47,50 +46,41 @@ def read_sentencepiece(
         raise CheckpointError(
             f"{folder / 'tokenizer.model'} is no BPE model: llama.cpp would split texts otherwise."
         )
-    tokens += [f"[PAD{i}]".encode() for i in range(count, vocab_size)]
-    scores += [PADDING_SCORE] * (vocab_size - count)
-    types += [UNUSED] * (vocab_size - count)
-
-    notes = []
-    for place, token_id, text, special in added:
-        if token_id >= vocab_size:
-            notes.append(f"{place}: {text!r} left out, its id {token_id} has no embedding")
-            continue
-        types[token_id] = CONTROL if special else USER_DEFINED
-        tokens[token_id] = text.encode(errors="replace")
-        scores[token_id] = ADDED_SCORE
-
+    vocabulary = Vocabulary(
+        model="llama",
+        pre="default",
+        tokens=tokens + padding(count, vocab_size),
+        types=types + [UNUSED] * (vocab_size - count),
+        scores=scores + [PADDING_SCORE] * (vocab_size - count),
+        add_bos=_flag(settings, "add_bos_token", True),
+        add_eos=_flag(settings, "add_eos_token", False),
+    )
+    vocabulary.add(map(_as_text_has_it, added))
     own = {
         "bos": pieces.bos_id(),
         "eos": pieces.eos_id(),
         "unk": pieces.unk_id(),
         "pad": pieces.pad_id(),
     }
-    ids = {}
     for name, token_id in own.items():
         configured = config.token_id(f"{name}_token_id", vocab_size)
         token_id = token_id if configured is None else configured
         if token_id >= 0:
-            ids[name] = token_id
-    adds = {}
-    for name, default in (("add_bos_token", True), ("add_eos_token", False)):
-        value = settings.get(name)
-        adds[name] = value if isinstance(value, bool) else default
-    prefix = settings.get("add_prefix_space")
-    if not isinstance(prefix, bool):
-        prefix = None if _adds_prefix(pieces) else False
-    return Vocabulary(
-        model="llama",
-        pre="default",
-        tokens=tokens,
-        types=types,
-        scores=scores,
-        ids=ids,
-        add_bos=adds["add_bos_token"],
-        add_eos=adds["add_eos_token"],
-        add_space_prefix=prefix,
-        notes=notes,
-    )
+            vocabulary.ids[name] = token_id
+    if _flag(settings, "add_prefix_space", _adds_prefix(pieces)):
+        vocabulary.prefix = "every" if _flag(settings, "legacy", True) else "first"
+    return vocabulary
+
+
+def _flag(settings: dict[str, Any], name: str, default: bool) -> bool:
+    value = settings.get(name)
+    return value if isinstance(value, bool) else default
+
+
+def _as_text_has_it(token: AddedToken) -> AddedToken:
+    """Spaces of a token that is shown are those of the text; no normalizer comes before it."""
+    text = token.text if token.special else token.text.replace("\u2581", " ")
+    return token._replace(text=text, normalized=False)
 
 
 def load_sentencepiece(path: Path) -> tuple[Any, list[bytes]]:
@@ -98,9 +88,7 @@ def load_sentencepiece(path: Path) -> tuple[Any, list[bytes]]:
     import sentencepiece
 
     if not path.exists():
-        raise CheckpointError(
-            f"{path} is missing, and there is no byte-level tokenizer.json in its place."
-        )
+        raise CheckpointError(f"{path.parent}: tokenizer.model and tokenizer.json are missing.")
     try:
         pieces = sentencepiece.SentencePieceProcessor()
         pieces.LoadFromSerializedProto(path.read_bytes())

@@ -7,36 +7,64 @@ from typing import Any
 
 from mobilellm_cpp.errors import CheckpointError
 
-from .bpe import LLAMA4, is_byte_level, read_bpe
+from .added_tokens import added_tokens
+from .bpe import LLAMA4, LLAMA4_MERGED, read_bpe
+from .chat_template import chosen_templates
 from .config import Config, read_json
 from .gguf_file import array_f32, array_i32, array_string, boolean, string, u32
 from .sentencepiece_file import read_sentencepiece
-from .vocabulary import AddedToken, Vocabulary, looks_special
+from .text_rules import text_rules
+from .tokenizer_file import TokenizerFile
+from .vocabulary import Vocabulary
+
+
+class TokenizerFolder:
+    """What a folder says of its tokenizer, each file read once: `settings` are the fields of
+    tokenizer_config.json, `file` is tokenizer.json. `from_file` is whether that is the vocabulary:
+    where it works on bytes, or there is no tokenizer.model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = _json(folder / "tokenizer_config.json")
+        path = folder / "tokenizer.json"
+        self.file = TokenizerFile(path) if path.exists() else None
+        self.added = added_tokens(folder, self.settings, self.file)
+
+    @property
+    def from_file(self) -> bool:
+        has_model = (self.folder / "tokenizer.model").exists()
+        return self.file is not None and (self.file.byte_level or not has_model)
+
+    def vocabulary(self, config: Config, vocab_size: int) -> Vocabulary:
+        """With an entry for each of `vocab_size` embeddings: ids that no file names are padding.
+        Raises CheckpointError for what llama.cpp would use otherwise."""
+        if self.file is not None and self.from_file:
+            return read_bpe(self.file, self.settings, self.added, config, vocab_size)
+        return read_sentencepiece(self.folder, self.settings, self.added, config, vocab_size)
 
 
 def read_tokenizer(
-    folder: Path, config: Config, vocab_size: int, stock: bool
+    folder: Path, config: Config, vocab_size: int, stock: bool, template: str | None = None
 ) -> tuple[dict[str, bytes], list[str]]:
     """The tokenizer's metadata for a model with `vocab_size` embeddings, and notes.
 
-    A byte-level tokenizer.json is read as such, else tokenizer.model. Ids that neither names are
-    padding. `stock` is whether the file is for stock llama.cpp, too. Raises CheckpointError for a
-    vocabulary that llama.cpp would use otherwise.
+    `stock` is whether the file is for stock llama.cpp, too; `template` the chat template to take: a
+    name or a file. Raises CheckpointError for a vocabulary that llama.cpp would use otherwise.
     """
-    settings = _json(folder / "tokenizer_config.json")
-    added = _added_tokens(folder, settings)
-    if is_byte_level(folder / "tokenizer.json"):
-        vocabulary = read_bpe(folder, settings, added, config, vocab_size)
-    else:
-        vocabulary = read_sentencepiece(folder, settings, added, config, vocab_size)
+    source = TokenizerFolder(folder)
+    vocabulary = source.vocabulary(config, vocab_size)
     _refuse_duplicates(folder, vocabulary.tokens)
-    if vocabulary.pre == LLAMA4 and stock:
-        vocabulary.notes.append(
-            "stock llama.cpp cuts some words otherwise than this tokenizer: those with combining "
-            "marks or with capitals beyond ASCII inside, and those that no merges make"
+    rules, otherwise = text_rules(vocabulary)
+    if vocabulary.pre in (LLAMA4, LLAMA4_MERGED) and stock:
+        unmerged = ", and those that no merges make" if vocabulary.pre == LLAMA4 else ""
+        vocabulary.pre = "llama4"
+        otherwise.append(
+            "it splits words with combining marks or with capitals beyond ASCII inside in another "
+            f"way{unmerged}"
         )
-    elif vocabulary.pre == LLAMA4:
-        vocabulary.pre = "mobilellm"  # exact, in our build
+    notes = list(vocabulary.notes)
+    if otherwise and stock:
+        notes.append(f"stock llama.cpp cuts some texts otherwise: {'; '.join(otherwise)}")
     metadata = {
         "tokenizer.ggml.model": string(vocabulary.model),
         "tokenizer.ggml.pre": string(vocabulary.pre),
@@ -47,16 +75,14 @@ def read_tokenizer(
         metadata["tokenizer.ggml.scores"] = array_f32(vocabulary.scores)
     if vocabulary.merges:
         metadata["tokenizer.ggml.merges"] = array_string(vocabulary.merges)
-    ids, notes = _special_ids(folder, config, vocabulary)
+    ids, further = _special_ids(folder, config, vocabulary)
     metadata |= {f"tokenizer.ggml.{name}_token_id": u32(i) for name, i in ids.items()}
     metadata["tokenizer.ggml.add_bos_token"] = boolean(vocabulary.add_bos)
     metadata["tokenizer.ggml.add_eos_token"] = boolean(vocabulary.add_eos)
-    if vocabulary.add_space_prefix is not None:
-        metadata["tokenizer.ggml.add_space_prefix"] = boolean(vocabulary.add_space_prefix)
-    template = chat_template(folder, settings)
-    if template is not None:
-        metadata["tokenizer.chat_template"] = string(template)
-    return metadata, [*vocabulary.notes, *notes]
+    if vocabulary.model == "llama" and vocabulary.prefix == "none":
+        metadata["tokenizer.ggml.add_space_prefix"] = boolean(False)
+    templates, unchosen = chosen_templates(folder, source.settings, template)
+    return metadata | rules | templates, [*notes, *further, *unchosen]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -95,30 +121,6 @@ def _special_ids(
     return ids, [f"token {end} ends a text too, for which the file has no place" for end in ends]
 
 
-def _added_tokens(folder: Path, settings: dict[str, Any]) -> list[AddedToken]:
-    """In the order in which later ones win."""
-    added: list[AddedToken] = []
-    path = folder / "added_tokens.json"
-    if path.exists():
-        for name, token_id in read_json(path).items():
-            if type(token_id) is not int or token_id < 0:
-                raise CheckpointError(f"{path}: {name!r} has the impossible id {token_id!r}.")
-            added.append(AddedToken(path.name, token_id, name, False))
-    path = folder / "tokenizer_config.json"
-    decoder = settings.get("added_tokens_decoder", {})
-    if not isinstance(decoder, dict):
-        raise CheckpointError(f"{path}: added_tokens_decoder is no JSON object.")
-    for key, entry in decoder.items():
-        text = entry.get("content") if isinstance(entry, dict) else None
-        if not key.isdecimal() or not isinstance(text, str) or len(key) > 9:
-            raise CheckpointError(f"{path}: added_tokens_decoder is broken at id {key!r}.")
-        special = bool(entry.get("special")) or looks_special(text)
-        if not special:
-            text = text.replace("\u2581", " ")
-        added.append(AddedToken(path.name, int(key), text, special))
-    return added
-
-
 def _refuse_duplicates(folder: Path, tokens: list[bytes]) -> None:
     """llama.cpp takes no vocabulary in which two ids have one text."""
     ids: dict[bytes, int] = {}
@@ -129,19 +131,3 @@ def _refuse_duplicates(folder: Path, tokens: list[bytes]) -> None:
                 f"{token.decode(errors='replace')!r}."
             )
         ids[token] = token_id
-
-
-def chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The file's template, which goes first as in transformers, or the one in
-    tokenizer_config.json (of several the default one)."""
-    path = folder / "chat_template.jinja"
-    try:
-        if path.exists():
-            return path.read_text(encoding="utf-8")
-    except ValueError:
-        raise CheckpointError(f"{path} is no UTF-8 text.") from None
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        default = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
-        template = default[-1].get("template") if default else None
-    return template if isinstance(template, str) else None

@@ -15,8 +15,9 @@ import io
 import json
 import random
 import struct
+import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +414,52 @@ def tokenizer_json(vocab: int, words: str) -> str:
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", first)]
     )
     return str(tokenizer.to_str())
+
+
+def characters_json(
+    vocab: int = 512, spaces: str = "first", added: Sequence[Any] = (), bos: bool = True
+) -> dict[str, Any]:
+    """The tokenizer.json that transformers makes of tokenizer_model(vocab), with further tokens.
+
+    `spaces` is where the space before a text comes from: a normalizer ("prepend", or "replace",
+    which puts none), or Metaspace with the scheme always, first or never.
+    """
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers.tokenization_utils_sentencepiece import SentencePieceExtractor
+
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(tokenizer_model(vocab))
+        file.flush()
+        ids, _, merges = SentencePieceExtractor(file.name).extract()
+    tokenizer = Tokenizer(
+        models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    replace, prepend = normalizers.Replace(" ", "\u2581"), normalizers.Prepend("\u2581")
+    if spaces == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([prepend, replace])
+    elif spaces == "replace":
+        tokenizer.normalizer = replace
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", spaces, split=False)
+    tokenizer.add_special_tokens(
+        [AddedToken(t, normalized=False) for t in ("<unk>", "<s>", "</s>")]
+    )
+    for token in added:
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+    if bos:
+        tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    fields: dict[str, Any] = json.loads(tokenizer.to_str())
+    return fields
+
+
+def write_characters(folder: Path, fields: dict[str, Any], **settings: Any) -> None:
+    """Replace the tokenizer of a checkpoint by a tokenizer.json, as transformers 5 saves it."""
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "LlamaTokenizer", "backend": "tokenizers", **names, **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
 
 # Characters of each kind that the expressions in WORDS tell apart.

@@ -50,6 +50,13 @@ Schedule = Annotated[
         "by default what config.json says."
     ),
 ]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="The file's chat template: one of the checkpoint's by its name, or a file.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 Settings = Annotated[
     list[str] | None,

@@ -9,6 +9,7 @@ import typer
 from ..errors import ModelError
 from ..quant.types import WeightType
 from .common import (
+    ChatTemplate,
     Revision,
     Schedule,
     Settings,
@@ -36,6 +37,7 @@ def convert(
     portable: Annotated[
         bool, typer.Option("--portable", help="Write a file for stock, unpatched llama.cpp.")
     ] = False,
+    chat_template: ChatTemplate = None,
     revision: Revision = None,
     verify: Annotated[
         bool,
@@ -59,6 +61,7 @@ def convert(
             schedule=schedule,
             settings=parse_settings(settings),
             portable=portable,
+            chat_template=chat_template,
             revision=revision,
             progress=progress,
         )
@@ -84,6 +87,7 @@ def convert(
             source,
             schedule=schedule,
             settings=parse_settings(settings),
+            chat_template=chat_template,
             revision=revision,
         )
         print_verification(found)

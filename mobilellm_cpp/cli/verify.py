@@ -8,6 +8,7 @@ import typer
 
 from ..errors import ModelError
 from .common import (
+    ChatTemplate,
     Model,
     Revision,
     Schedule,
@@ -41,6 +42,7 @@ def verify(
     type: Type = None,
     schedule: Schedule = None,
     settings: Settings = None,
+    chat_template: ChatTemplate = None,
     revision: Revision = None,
     threads: Threads = 0,
 ) -> None:
@@ -48,10 +50,10 @@ def verify(
     from ..inspection.verification import verify as compare
     from .common import resolve
 
-    if not Path(model).is_file() and (schedule or settings or revision):
+    if not Path(model).is_file() and (schedule or settings or chat_template or revision):
         raise ModelError(
             f"{model} is no file: it is converted as its config.json says, "
-            "without --schedule, --set and --revision"
+            "without --schedule, --set, --chat-template and --revision"
         )
     sample = None
     if text is not None:
@@ -63,6 +65,7 @@ def verify(
         text=sample,
         schedule=schedule,
         settings=parse_settings(settings),
+        chat_template=chat_template,
         revision=revision,
         n_threads=threads,
     )

@@ -18,29 +18,36 @@ from ..convert.config import read_json
 @dataclass(frozen=True)
 class Added:
     """A token outside of the tokenizer's own file. `lstrip` and `rstrip` take the white space
-    before and after it away."""
+    before and after it away; `normalized` is the tokenizers library's."""
 
     id: int
     text: str
     special: bool
     lstrip: bool
     rstrip: bool
+    normalized: bool = False
 
 
-def added_tokens(folder: Path, settings: dict[str, Any]) -> list[Added]:
-    """The tokens of added_tokens.json and, which go before them, of tokenizer_config.json
-    (`settings`)."""
+def added_tokens(
+    folder: Path, settings: dict[str, Any], file: dict[str, Any] | None = None
+) -> list[Added]:
+    """The tokens of added_tokens.json, of tokenizer.json (`file`) and of tokenizer_config.json
+    (`settings`), of which the later ones count."""
     found: dict[str, Added] = {}
     if (folder / "added_tokens.json").exists():
         for name, number in read_json(folder / "added_tokens.json").items():
             if name and type(number) is int:
                 found[name] = Added(number, name, False, False, False)
     decoder = settings.get("added_tokens_decoder")
-    for key, entry in decoder.items() if isinstance(decoder, dict) else ():
+    entries = [(e.get("id"), e) for e in (file or {}).get("added_tokens") or []]
+    entries += decoder.items() if isinstance(decoder, dict) else []
+    for key, entry in entries:
         text = entry.get("content") if isinstance(entry, dict) else None
-        if text and isinstance(text, str) and key.isdecimal():
-            flags = (entry.get(flag) is True for flag in ("special", "lstrip", "rstrip"))
-            found[text] = Added(int(key), text, *flags)
+        if text and isinstance(text, str) and str(key).isdecimal():
+            special = entry.get("special") is True
+            lstrip, rstrip = entry.get("lstrip") is True, entry.get("rstrip") is True
+            normalized = entry.get("normalized", not special) is True
+            found[text] = Added(int(key), text, special, lstrip, rstrip, normalized)
     return list(found.values())
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..convert.bpe import is_byte_level
+from ..convert.bpe import spaces, words
+from ..convert.chat_template import chat_templates, chosen
 from ..convert.checkpoint import Checkpoint
 from ..convert.config import read_json
-from ..convert.tokenizer import chat_template
+from ..convert.tokenizer import TokenizerFolder
+from ..convert.tokenizer_file import TokenizerFile
 from ..engine.library import llama_cpp
 from ..engine.model import MobileLLM
 from ..errors import CheckpointError
@@ -70,17 +73,18 @@ class TokenizerCheck:
     differences: list[str]
 
 
-def check_tokenizer(llm: MobileLLM, checkpoint: Checkpoint) -> TokenizerCheck:
+def check_tokenizer(
+    llm: MobileLLM, checkpoint: Checkpoint, template: str | None = None
+) -> TokenizerCheck:
     """The file's tokenizer against SentencePiece for tokenizer.model, or the tokenizers library
-    for tokenizer.json."""
+    for tokenizer.json. `template` is the chat template that was chosen for the file."""
     folder = checkpoint.folder
-    path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.exists() else {}
-    byte_level = is_byte_level(folder / "tokenizer.json")
+    source = TokenizerFolder(folder)
+    settings, file = source.settings, source.file
     prefix = settings.get("add_prefix_space") is not False
-    pieces = None if byte_level else _sentencepiece(folder / "tokenizer.model", prefix)
+    pieces = None if source.from_file else _sentencepiece(folder / "tokenizer.model", prefix)
     tokenizer = None
-    added = added_tokens(folder, settings)
+    added = added_tokens(folder, settings, file.fields if file is not None else None)
     if pieces is not None:
         library = "sentencepiece"
         bare = pieces
@@ -88,12 +92,12 @@ def check_tokenizer(llm: MobileLLM, checkpoint: Checkpoint) -> TokenizerCheck:
             bare = _sentencepiece(folder / "tokenizer.model", False)
         cases = _sentencepiece_cases(llm, checkpoint, pieces, bare, settings, added)
         spelled = [pieces.id_to_piece(i) for i in range(pieces.vocab_size())]
-    elif (folder / "tokenizer.json").exists():
+    elif file is not None:
         try:
             import tokenizers
         except ImportError:
             return TokenizerCheck(None, 0, 0, [])
-        library, tokenizer = "tokenizers", _tokenizer(folder / "tokenizer.json", added, tokenizers)
+        library, tokenizer = "tokenizers", _tokenizer(file, added, tokenizers)
         cases = _json_cases(llm, tokenizer)
         spelled = [tokenizer.id_to_token(i) for i in range(llm.n_vocab())]
     else:
@@ -112,17 +116,18 @@ def check_tokenizer(llm: MobileLLM, checkpoint: Checkpoint) -> TokenizerCheck:
     known = min(len(spelled), llm.n_vocab())
     stored = (llama_cpp.llama_vocab_get_text(llm._model.vocab, i) for i in range(known))
     texts = [text.decode("utf-8", "replace") for text in stored]
-    names = {token.text for token in added}
-    wrong = [i for i in range(known) if spelled[i] not in (None, texts[i], *names)]
+    names = {token.id: token.text for token in added}
+    wrong = [
+        i for i, text in enumerate(texts) if spelled[i] not in (None, text) and names.get(i) != text
+    ]
     if wrong:
         differences.append(
             f"{len(wrong)} tokens are spelled in another way than by {library}, the first is "
             f"{wrong[0]}: {texts[wrong[0]]!r}, not {spelled[wrong[0]]!r}"
         )
-    if llm.metadata.get("tokenizer.chat_template") != chat_template(folder, settings):
-        differences.append("the chat template is not the checkpoint's")
+    differences += _wrong_templates(llm, chat_templates(folder, settings), template)
     differences += _wrong_ids(llm, checkpoint, settings, pieces, tokenizer)
-    own = _named(settings, "eos", tokenizer) if byte_level else None
+    own = _named(settings, "eos", tokenizer) if tokenizer is not None else None
     ends = _ends(checkpoint, llm.n_vocab(), own)
     for token in ends:
         if not llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
@@ -140,6 +145,19 @@ def _ends(checkpoint: Checkpoint, vocab: int, own: int | None) -> list[int]:
         said.append(read_json(path).get("eos_token_id"))
     ids = [i for ids in said for i in (ids if isinstance(ids, list) else [ids])]
     return sorted({i for i in ids if type(i) is int and 0 <= i < vocab})
+
+
+def _wrong_templates(
+    llm: MobileLLM, templates: dict[str, str], choice: str | None
+) -> Iterator[str]:
+    """Any of the checkpoint's may have been chosen, unless it is said which one."""
+    own = llm.metadata.get("tokenizer.chat_template")
+    said = chosen(templates, choice)
+    if own != said and (choice is not None or own not in templates.values()):
+        yield "the chat template is not the checkpoint's"
+    for name, text in templates.items():
+        if name != "default" and text not in llm.metadata.values():
+            yield f"the chat template {name} is not in the file"
 
 
 def _wrong_ids(
@@ -232,9 +250,11 @@ def _sentencepiece_cases(
     return cases
 
 
-def _tokenizer(path: Path, added: list[Added], tokenizers: Any) -> Any:
+def _tokenizer(file: TokenizerFile, added: list[Added], tokenizers: Any) -> Any:
     """The Tokenizer of a tokenizer.json with the tokens of tokenizer_config.json, which may be
     other ones or the same with other flags, for whole texts."""
+    path = file.path
+    words(file) if file.byte_level else spaces(file)  # other expressions may take for ever
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except (KeyboardInterrupt, SystemExit):
@@ -244,7 +264,7 @@ def _tokenizer(path: Path, added: list[Added], tokenizers: Any) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for token in added:
-        flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "normalized": not token.special}
+        flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "normalized": token.normalized}
         add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
         add([tokenizers.AddedToken(token.text, special=token.special, **flags)])
     return tokenizer

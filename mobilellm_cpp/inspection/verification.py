@@ -144,15 +144,16 @@ def verify(
     text: str | None = None,
     schedule: str | Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
     revision: str | None = None,
     n_threads: int = 0,
 ) -> Verification:
     """Compare the GGUF file `model` with the `checkpoint` it was made from, a folder, a hub id or
     an open one.
 
-    `text` replaces the built-in text on which logits are compared. `schedule`, `settings` and
-    `revision` are those of the conversion. Raises ModelError or CheckpointError where one of the
-    two cannot be read at all.
+    `text` replaces the built-in text on which logits are compared. `schedule`, `settings`,
+    `chat_template` and `revision` are those of the conversion. Raises ModelError or
+    CheckpointError where one of the two cannot be read at all.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint, revision, settings)
@@ -182,7 +183,7 @@ def verify(
     )
     tokens = _tokens(llm, text, limit)
     positions = _positions(len(tokens), window, hyper.vocab)
-    tokenizer = check_tokenizer(llm, checkpoint)
+    tokenizer = check_tokenizer(llm, checkpoint, chat_template)
     engine = llm.logits(tokens, positions)
     llm.close()
 

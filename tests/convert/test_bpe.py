@@ -191,7 +191,7 @@ BAD = {
     "no model": (edit(["model"], ...), "model is no BPE"),
     "regex": (edit([*SPLIT, "pattern"], {"Regex": r"\p{L}+"}), "neither Llama 3's nor Llama 4's"),
     "behaviour": (edit([*SPLIT, "behavior"], "Removed"), "neither Llama 3's nor Llama 4's"),
-    "ignore_merges": (edit(["model", "ignore_merges"], False), "ignore_merges must be true"),
+    "ignore_merges": (edit(["model", "ignore_merges"], "no"), "ignore_merges is neither"),
     "no vocab": (edit(["model", "vocab"], ...), "model.vocab is missing"),
     "bad id": (edit(["model", "vocab", "a"], -1), "'a' has the impossible id -1"),
     "id twice": (edit(["model", "vocab", "a"], 5), "two tokens for id 5"),
@@ -202,7 +202,7 @@ BAD = {
     "merge of strangers": (edit(["model", "merges"], [["a", "zz9"]]), "is no merge of two tokens"),
     "merge to nothing": (edit(["model", "merges"], ["\u0100 \u0100"]), "makes no token"),
     "added": (edit(["added_tokens", 0], {"id": "1"}), "added_tokens is broken"),
-    "stripping": (edit(["added_tokens", 0, "lstrip"], True), "lstrip of '<|begin_of_text|>'"),
+    "one word": (edit(["added_tokens", 0, "single_word"], True), "single_word of '<|begin_of"),
     "suffix": (edit(["model", "end_of_word_suffix"], "</w>"), "end_of_word_suffix must be null"),
     "dropout": (edit(["model", "dropout"], 0.1), "dropout must be null"),
     "another bos": (
@@ -226,10 +226,12 @@ def test_what_llama_cpp_would_split_otherwise_is_refused(tmp_path, name):
     assert part in refusal(checkpoint, tmp_path / "m.gguf")
 
 
-def test_a_tokenizer_json_of_a_sentencepiece_model_is_not_enough(tmp_path):
+def test_no_vocabulary_at_all(tmp_path):
     checkpoint = make_r1(tmp_path / "c")
     (checkpoint / "tokenizer.json").write_text('{"pre_tokenizer": null}')
-    assert "tokenizer.model is missing" in refusal(checkpoint, tmp_path / "m.gguf")
+    assert "tokenizer.json: model is no BPE" in refusal(checkpoint, tmp_path / "m.gguf")
+    (checkpoint / "tokenizer.json").unlink()
+    assert "tokenizer.model and tokenizer.json" in refusal(checkpoint, tmp_path / "m.gguf")
 
 
 def refusal(checkpoint: Path, out: Path, **options: Any) -> str:

@@ -402,10 +402,10 @@ def test_no_weights(tmp_path: Path, untouched: Path) -> None:
 
 def test_no_tokenizer(tmp_path: Path, untouched: Path) -> None:
     folder = make_checkpoint(tmp_path / "m")
-    path = folder / "tokenizer.model"
-    path.unlink()
+    (folder / "tokenizer.model").unlink()
+    assert "tokenizer.model and tokenizer.json are missing" in refusal(folder, untouched)
     (folder / "tokenizer.json").write_text("{}")
-    assert str(path) in refusal(folder, untouched)
+    assert f"{folder / 'tokenizer.json'}: model is no BPE" in refusal(folder, untouched)
 
 
 def test_more_pieces_than_embeddings(tmp_path: Path, untouched: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 import sentencepiece
 from checkpoints import make_checkpoint, tokenizer_model
 from gguf import GGUFReader
-from mobilellm_cpp.convert import convert_checkpoint
+from mobilellm_cpp.convert import convert_checkpoint, open_checkpoint
+
+from mobilellm_cpp import CheckpointError, MobileLLM
 
 
 def vocabulary(folder: Path) -> dict[str, Any]:
@@ -125,3 +127,88 @@ def test_added_token_without_embedding_is_noted(tmp_path: Path) -> None:
     (folder / "added_tokens.json").write_text('{"<pad>": 512}')
     report = convert_checkpoint(folder, tmp_path / "m.gguf")
     assert len(report.notes) == 1 and "<pad>" in report.notes[0]
+
+
+def with_templates(folder: Path, files: dict[str, str], settings: Any = None) -> Path:
+    checkpoint = make_checkpoint(folder)
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings or {}))
+    for name, text in files.items():
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_text(text, encoding="utf-8")
+    return checkpoint
+
+
+NAMED = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+FURTHER = "additional_chat_templates/"
+
+
+@pytest.mark.parametrize(
+    ("settings", "files", "expected"),
+    [
+        ({"chat_template": NAMED}, {}, {"default": "D", "tool_use": "T"}),
+        ({"chat_template": {"default": "D", "a-b": "T"}}, {}, {"default": "D", "a-b": "T"}),
+        (
+            {"chat_template": "C"},
+            {"chat_template.jinja": "J", FURTHER + "rag.jinja": "R"},
+            {"default": "J", "rag": "R"},
+        ),
+        ({}, {FURTHER + "rag.jinja": "R"}, {"rag": "R"}),
+        ({}, {"chat_template.json": '{"chat_template": "P"}'}, {"default": "P"}),
+        (
+            {"chat_template": "C"},
+            {"chat_template.json": '{"chat_template": "P"}'},
+            {"default": "C"},
+        ),
+        (
+            {},
+            {"chat_template.json": json.dumps({"chat_template": NAMED})},
+            {"default": "D", "tool_use": "T"},
+        ),
+    ],
+)
+def test_chat_templates_wherever_they_are(
+    settings: Any, files: dict[str, str], expected: dict[str, str], tmp_path: Path
+) -> None:
+    written = vocabulary(with_templates(tmp_path / "m", files, settings))
+    default = expected.pop("default", None)
+    assert written.get("chat_template") == default
+    for name, text in expected.items():
+        assert written[f"chat_template.{name.replace('-', '_')}"] == text
+    assert len(written.get("chat_templates", [])) == len(expected)
+
+
+def test_named_templates_are_found_by_transformers_and_llama_cpp(tmp_path: Path) -> None:
+    """Saved by transformers, read by llama-cpp-python."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    checkpoint = with_templates(tmp_path / "m", {})
+    saved = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    saved.chat_template = {"default": "D {{ messages[0].content }}", "tool_use": "T"}
+    saved.save_pretrained(tmp_path / "t")
+    for path in [*(tmp_path / "t").glob("*.jinja"), tmp_path / "t" / FURTHER]:
+        path.rename(checkpoint / path.name)
+    convert_checkpoint(checkpoint, tmp_path / "m.gguf")
+    llm = MobileLLM(tmp_path / "m.gguf", n_ctx=64, n_threads=1)
+    assert {"chat_template.default", "chat_template.tool_use"} <= set(llm._chat_handlers)
+
+
+def test_a_chosen_template(tmp_path: Path) -> None:
+    checkpoint = with_templates(tmp_path / "m", {}, {"chat_template": NAMED[:1]})
+    assert "--chat-template NAME" in convert_checkpoint(checkpoint, tmp_path / "a.gguf").notes[0]
+    assert vocabulary(checkpoint).get("chat_template") is None
+    own = tmp_path / "own.jinja"
+    own.write_text("O")
+    for choice, expected in (("tool_use", "T"), (str(own), "O")):
+        report = convert_checkpoint(checkpoint, tmp_path / "m.gguf", chat_template=choice)
+        field = GGUFReader(report.path).get_field("tokenizer.chat_template")
+        assert field.contents() == expected and not report.notes
+    with pytest.raises(CheckpointError, match="'x' is neither one of tool_use nor a file"):
+        convert_checkpoint(checkpoint, tmp_path / "m.gguf", chat_template="x")
+
+
+def test_further_templates_are_part_of_what_is_cached(tmp_path: Path) -> None:
+    checkpoint = with_templates(tmp_path / "m", {FURTHER + "rag.jinja": "R"})
+    before = open_checkpoint(checkpoint).fingerprint()
+    (checkpoint / FURTHER / "rag.jinja").write_text("S")
+    assert open_checkpoint(checkpoint).fingerprint() != before

@@ -46,6 +46,22 @@ FURTHER_SETTINGS: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": {"content": "<s>"},
 }
+# What takes time that grows faster than the file, or would if the expression were run.
+EXPRESSIONS = [
+    r"(a+)+$",
+    r"(?:\p{L}+\s?)*x",
+    r"^(\w|\w\w)*$",
+    "(" * 500,
+    "a{1000}{1000}",
+    r"\p{X}",
+    "",
+]
+NORMALIZERS = [
+    {"type": "Prepend", "prepend": "x"},
+    {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "\u2581"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    {"type": "Sequence", "normalizers": [{"type": "NFKC"}, 7, None]},
+]
 FURTHER_FILES = {
     "added_tokens.json": ['{"<x>": 300}', '{"<x>": -1}', '{"<x>": 5, "<y>": 5}', "[]", '{"": 7}'],
     "chat_template.jinja": ["{{ messages[0].content }}", "\ud800", "{% for", "", "\0"],
@@ -120,6 +136,8 @@ def config_edit(rng: random.Random, files: Files) -> list[Edit]:
 def tokenizer_edit(rng: random.Random, files: Files) -> list[Edit]:
     names = [name for name in files if "token" in name or name == "generation_config.json"]
     name = rng.choice(names)
+    if name == "tokenizer.json" and rng.random() < 0.4:
+        return tokenizer_json_edit(rng, files)
     if name != "tokenizer.model":
         if name == "tokenizer_config.json" and rng.random() < 0.5:
             return further(rng, name, FURTHER_SETTINGS)
@@ -144,6 +162,30 @@ def tokenizer_edit(rng: random.Random, files: Files) -> list[Edit]:
             return [["model", [rng.choice([3, 5]), 2], raw.hex()]]
         return [["model", [3, rng.choice([3, 4, 5])], rng.choice([0, 1])]]
     return [["cut", name, rng.randrange(len(files[name]))]]
+
+
+def tokenizer_json_edit(rng: random.Random, files: Files) -> list[Edit]:
+    name, way = "tokenizer.json", rng.random()
+    if way < 0.3:
+        split = {"type": "Split", "pattern": {"Regex": rng.choice(EXPRESSIONS)}}
+        split |= {"behavior": "Isolated", "invert": rng.random() < 0.2}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+        steps = [split, level][: rng.choice([1, 2, 2])]
+        return [
+            ["json", name, ["pre_tokenizer"], {"type": "Sequence", "pretokenizers": steps}],
+            ["json", name, ["normalizer"], None],
+        ]
+    if way < 0.4:
+        return [["json", name, ["normalizer"], rng.choice(NORMALIZERS)]]
+    if way < 0.55:
+        return [["doubled", rng.choice([3, 10, 12, 13, 16, 20])]]
+    if way < 0.7:
+        return [["repeat", name, ["model", "merges"], rng.choice([2, 100, 1000])]]
+    token = ["added_tokens", rng.randrange(len(load(files, name)["added_tokens"]))]
+    if way < 0.8:
+        return [["repeat", name, [*token, "content"], rng.choice([2, 40, 100_000])]]
+    flag = rng.choice(["lstrip", "rstrip", "normalized", "special", "single_word", "id"])
+    return [["json", name, [*token, flag], rng.choice([True, False, True, None, 7, "x"])]]
 
 
 def weights_edit(rng: random.Random, files: Files) -> list[Edit]:

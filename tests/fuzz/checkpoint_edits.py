@@ -4,6 +4,8 @@
     ["json-drop", file, path]
     ["json-raw", file, path, text]  text that stands there instead of a JSON value
     ["name", file, path, new]       another name for a key
+    ["repeat", file, path, n]       a list or a text n times
+    ["doubled", n]                  tokenizer.json: n tokens, each twice the one before, and merges
     ["tensor", file, name, field, value]    field: dtype or shape; offsets and data follow suit
     ["data", file, name, at, hex]   weights
     ["length", file, n]             the length of the header that a safetensors file claims
@@ -80,6 +82,9 @@ def apply(files: Files, edit: Edit) -> None:
         for name in [name for name in files if name.endswith(".bin")][:1]:
             files[name] = edit_pickle(files[name], *rest)
         return
+    if op == "doubled":
+        files["tokenizer.json"] = double_tokens(json.loads(files["tokenizer.json"]), *rest)
+        return
     name = rest[0]
     plain = name.removesuffix(HEADER)
     if op == "file":
@@ -107,6 +112,11 @@ def apply(files: Files, edit: Edit) -> None:
         if rest[1] in header:
             at, raw = start + header[rest[1]]["data_offsets"][0] + rest[2], bytes.fromhex(rest[3])
             files[plain] = content[:at] + raw + content[at + len(raw) :]
+    elif op == "repeat":
+        old = load(files, name)
+        for step in rest[1]:
+            old = old[step]
+        edit_json(files, name, "json", [rest[1], old * rest[2]])
     elif op.startswith("json") or op == "name":
         edit_json(files, name, op, rest[1:])
 
@@ -157,6 +167,16 @@ def edit_json(files: Files, name: str, op: str, rest: list[Any]) -> None:
         files[plain] = raw
     else:
         files[name] = raw
+
+
+def double_tokens(fields: dict[str, Any], n: int) -> bytes:
+    vocab, merges = fields["model"]["vocab"], fields["model"]["merges"]
+    token = "a"
+    for _ in range(n):
+        vocab.setdefault(token + token, len(vocab))
+        merges.append([token, token])
+        token += token
+    return json.dumps(fields).encode()
 
 
 # safetensors

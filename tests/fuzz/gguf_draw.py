@@ -250,6 +250,7 @@ def vocabulary_edit(rng: random.Random, file: File, arch: str) -> list[Edit]:
             "llama-bpe",
             "llama4",
             "mobilellm",
+            "mobilellm-merges",
             "gpt-4o",
             "gpt2",
             "qwen2",
@@ -257,6 +258,9 @@ def vocabulary_edit(rng: random.Random, file: File, arch: str) -> list[Edit]:
             "",
         ]
         edits.append(["set", ggml + "pre", STRING, rng.choice(pre)])
+    if rng.random() < 0.3:
+        prefix = rng.choice(["none", "every", "every-once", "first", "first-once", "x"])
+        edits.append(["set", "mobilellm.tokenizer.space_prefix", STRING, prefix])
     if model == "t5" or rng.random() < 0.1:
         size = rng.choice([0, 1, 3, 4, 8, 64, 1024, 1025])
         claim = rng.choice([size - 4, size, 4, 0, 8, 2**32 - 1, 2**31]) % 2**32

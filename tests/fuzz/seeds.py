@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from checkpoints import make_checkpoint, make_pro, make_r1, random_tensor, tensor_shapes
+from checkpoints import (
+    characters_json,
+    make_checkpoint,
+    make_pro,
+    make_r1,
+    random_tensor,
+    tensor_shapes,
+    write_characters,
+)
 from lattices import pareto
 from mobilellm_cpp.convert import convert_checkpoint
 
@@ -17,6 +25,20 @@ def make_lattice(folder: Path, bits: int, **options: Any) -> Path:
     matrices = {name: shape for name, shape in shapes.items() if "_proj" in name}
     tensors = {n: pareto(random_tensor(n, shape, 0), bits) for n, shape in matrices.items()}
     return make_checkpoint(folder, tensors=tensors, **options)
+
+
+def make_characters(folder: Path, spaces: str, **options: Any) -> Path:
+    """A checkpoint whose only tokenizer is a tokenizer.json of characters, with rules of ours."""
+    from tokenizers import AddedToken
+
+    added = [
+        AddedToken("<|user|>", special=True, normalized=False, rstrip=True),
+        AddedToken("<new>", lstrip=True),
+    ]
+    vocab = options.pop("vocab")
+    path = make_checkpoint(folder, vocab=vocab + len(added), **options)
+    write_characters(path, characters_json(vocab, spaces, added))
+    return path
 
 
 # Who makes it, and with which arguments: all as small as the packed weights and the fused decoding
@@ -33,6 +55,8 @@ CHECKPOINTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "nested-pro": (make_pro, dict(nested=True, container="sharded", rope=[1, 1, 0])),
     "plain-r1": (make_r1, dict(dtype="f16")),
     "plain-pro": (make_pro, dict(qk_norm=False)),
+    "characters": (make_characters, dict(spaces="first")),
+    "normalizer": (make_characters, dict(spaces="prepend", sharing=True)),
     "lattice-0": (make_lattice, dict(bits=0)),
     "lattice-4": (make_lattice, dict(bits=4, dtype="f32")),
 }
@@ -48,6 +72,8 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "pro-f32": ("nested-pro", dict(type="f32")),
     "qwen3-f16": ("plain-r1", dict(type="f16", portable=True)),
     "granite_swa-f32": ("plain-pro", dict(type="f32", portable=True)),
+    "characters-f16": ("characters", dict(type="f16")),
+    "normalizer-q8_0": ("normalizer", dict(type="q8_0")),
     "lattice-exact": ("lattice-0", dict(type="exact")),
 }
 
