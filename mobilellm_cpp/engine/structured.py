@@ -103,7 +103,8 @@ class Constraint:
     characters as they can, as a lexer does.
     gbnf: a grammar in llama.cpp's GBNF, whose first rule is `root`.
 
-    Raises ModelError, in one sentence, for what is wrong or needs too much memory or time.
+    It is a logits processor of llama_cpp.Llama, too, for one call. Raises ModelError, in one
+    sentence, for what is wrong or needs too much memory or time.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Constraint:
                 f"{'were' if given else 'was'} given: json_schema, regex, lark or gbnf"
             )
         (self._name,) = given
+        self._seen = 0  # tokens of the call it is a logits processor of
         grammar = _GRAMMARS[self._name](forms[self._name])
         self._tokenizer = vocabulary.tokenizer()
         self._n_tokens = vocabulary.n_tokens
@@ -145,6 +147,16 @@ class Constraint:
         if not self._matcher.consume_token(token):
             self._check(f"token {token} does not fit")
         self._forbidden = None
+
+    def __call__(
+        self, tokens: npt.NDArray[np.intc], logits: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """mask after all tokens, of which those at the first call are the prompt."""
+        for token in tokens[self._seen :] if self._seen else ():
+            self.accept(int(token))
+        self._seen = len(tokens)
+        self.mask(logits)
+        return logits
 
     def _look(self) -> npt.NDArray[np.bool_]:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
@@ -336,6 +348,8 @@ def _sentence(error: str, name: str) -> str:
     """The one line of llguidance's message that says what is wrong."""
     lines = [line.strip() for line in error.splitlines() if line.strip()] or ["no reason given"]
     reason = next((line[7:] for line in lines if line.startswith("error: ")), lines[0])
+    if reason.startswith("panic: "):
+        return "llguidance cannot read it"
     if name != "lark":  # where in the text that was made for llguidance
         reason = re.sub(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?", "", reason)
     return reason if len(reason) <= 300 else reason[:300] + "..."

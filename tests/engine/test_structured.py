@@ -43,20 +43,10 @@ def r1(tmp_path_factory):
 def answer(llm, constraint, seed, temperature=1.5, max_tokens=150):
     """What the model says under a constraint, or None where it is cut off."""
     prompt = llm.tokenize(b"Once upon a time")
-    seen = len(prompt)
-
-    def follow(ids, logits):
-        nonlocal seen
-        if len(ids) > seen:
-            constraint.accept(int(ids[-1]))
-            seen = len(ids)
-        constraint.mask(logits)
-        return logits
-
     llm.set_seed(seed)
     said = []
     sampling = dict(top_k=0, top_p=1.0, min_p=0.0, temp=temperature)
-    for token in llm.generate(prompt, **sampling, logits_processor=[follow]):
+    for token in llm.generate(prompt, **sampling, logits_processor=[constraint]):
         if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
             return b"".join(said).decode()
         if len(said) == max_tokens:
