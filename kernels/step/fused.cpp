@@ -103,7 +103,7 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
 
     const int64_t longest = std::max({ m.n_embd, m.n_ff, q_size_ });
     const int64_t n       = few_ ? m.n_tokens : std::min(m.n_tokens, tile_tokens);
-    const int64_t n_lists = few_ ? m.n_tokens : std::min(m.n_tokens, m.n_tokens / tile_tokens + max_threads);
+    n_lists_              = few_ ? m.n_tokens : std::min(m.n_tokens, m.n_tokens / tile_tokens + max_threads + m.n_seqs);
 
     const auto add_activations = [&](activations *& array, int64_t n_rows, int64_t n_cols) {
         arena_.add(array, n_rows * activation_size(n_cols) / sizeof(activations) + 1);
@@ -125,8 +125,8 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
         }
     }
     arena_.add(qkv_, m.n_tokens * qkv_size_);
-    arena_.add(cells_, n_lists * m.n_kv);
-    arena_.add(n_cells_, n_lists);
+    arena_.add(cells_, n_lists_ * m.n_kv);
+    arena_.add(n_cells_, n_lists_);
     if (few_) {
         arena_.add(out_, n * max_shards * q_size_);
         arena_.add(largest_, n * max_shards * m.n_head);
@@ -136,7 +136,8 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
     } else {
         arena_.add(x_, m.n_tokens * m.n_embd);
         arena_.add(rope_, m.n_tokens * m.n_embd_head);
-        arena_.add(seen_, n_lists * m.n_kv);
+        arena_.add(seen_, n_lists_ * m.n_kv);
+        chunks_.reserve(n_lists_);
         add_activations(last_, m.n_outputs, m.n_embd);
     }
     arena_.allocate();
@@ -148,6 +149,8 @@ fused_request::fused_request(ggml_tensor * dst) :
     cells(static_cast<const int64_t *>(dst->src[2]->data)),
     mask(dst->src[3]),
     outputs(static_cast<const int32_t *>(dst->src[4]->data)),
+    cell_positions(static_cast<const int32_t *>(dst->src[5]->data)),
+    sequences(static_cast<const int32_t *>(dst->src[6]->data)),
     out(static_cast<float *>(dst->data)) {}
 
 bool fused_request::sees(int64_t token, int64_t cell) const {
@@ -156,12 +159,36 @@ bool fused_request::sees(int64_t token, int64_t cell) const {
                                        : reinterpret_cast<const float *>(row)[cell] == 0.0f;
 }
 
+void fused_request::sort(int32_t * cells, int64_t n, uint64_t * seen) const {
+    const auto earlier = [&](int32_t a, int32_t b) { return cell_positions[a] < cell_positions[b]; };
+    if (std::is_sorted(cells, cells + n, earlier)) {
+        return;
+    }
+    if (!seen) {
+        std::sort(cells, cells + n, earlier);
+        return;
+    }
+    std::vector<std::pair<int32_t, uint64_t>> pairs;
+    for (int64_t i = 0; i < n; ++i) {
+        pairs.emplace_back(cells[i], seen[i]);
+    }
+    std::sort(pairs.begin(), pairs.end(), [&](const auto & a, const auto & b) { return earlier(a.first, b.first); });
+    for (int64_t i = 0; i < n; ++i) {
+        cells[i] = pairs[i].first;
+        seen[i]  = pairs[i].second;
+    }
+}
+
+// Of the calling thread.
+static thread_local int64_t own_runs = 0;
+
 void fused_step::run(ggml_tensor * dst, int ith, int nth) {
     nth = std::min(nth, max_threads);
     if (ith >= nth) {
         return;
     }
     const fused_request r(dst);
+    own_runs += ith == 0;
     if (few_) {
         share_rows(r, ith, nth);
     } else {
@@ -339,13 +366,17 @@ void run(ggml_tensor * dst, int ith, int nth, void * step) {
     static_cast<fused_step *>(step)->run(dst, ith, nth);
 }
 
+int64_t n_runs() {
+    return own_runs;
+}
+
 }  // namespace
 
 }  // namespace mobilellm
 
 void * mobilellm_proc_address(const char * name) {
-    static mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy, mobilellm::plan,
-                                                mobilellm::run };
+    static mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy, mobilellm::plan, mobilellm::run,
+                                                mobilellm::n_runs };
     const bool                        wanted =
         std::strcmp(name, "mobilellm_fused") == 0 && mobilellm_kernels_wanted() == mobilellm_kernels::all;
     return wanted ? &fused : nullptr;

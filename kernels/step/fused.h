@@ -1,9 +1,9 @@
 // A Llama-like model as one graph node: from the tokens' embeddings to their logits, or to the normed hidden states
 // that the output matrix is multiplied with. All threads run it and meet at barriers of their own.
 //
-// The thread count never changes a bit of the result: a row of a matrix is summed by one thread, attention in an order
-// that the cells which a token sees give. Nor do other tokens of the batch, as long as it is computed in the same of
-// the two ways of fused_step.h.
+// The thread count never changes a bit of the result: a row of a matrix is summed by one thread, attention in the
+// order of positions. Nor do other tokens of the batch, or where in the cache a sequence lies and what else does, as
+// long as it is computed in the same of the two ways of fused_step.h.
 
 #pragma once
 
@@ -74,8 +74,12 @@ struct fused_interface {
 
     // A ggml_custom_op_t; user data is the step, and dst (n_vocab or n_embd, at least n_outputs) has the sources
     // 0: embeddings (n_embd, n_tokens), F32; 1: positions (n_tokens), I32; 2: cells to write (n_tokens), I64;
-    // 3: mask (n_kv, n_tokens), F32 or F16, 0 or -inf; 4: tokens (n_outputs) that are wanted, ascending, I32
+    // 3: mask (n_kv, n_tokens), F32 or F16, 0 or -inf; 4: tokens (n_outputs) that are wanted, ascending, I32;
+    // 5: the positions that cells hold (n_kv), I32; 6: the sequence of each token (n_tokens), I32
     void (*run)(ggml_tensor * dst, int ith, int nth, void * step);
+
+    // How many steps the calling thread has run as the first thread of a node.
+    int64_t (*n_runs)();
 };
 
 }  // namespace mobilellm

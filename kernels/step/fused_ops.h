@@ -29,7 +29,7 @@ struct attention_shard {
     const float *   q;  // (n_group, n_embd_head), scaled
     head_cache      k;
     head_cache      v;
-    const int32_t * cells;  // ascending
+    const int32_t * cells;  // in the order of their positions
     int64_t         n_cells;
 
     float * scores;  // scratch, (n_group, n_scores), n_scores a multiple of 16 and at least n_cells
@@ -52,7 +52,7 @@ struct attention_tile {
     int64_t          q_stride;
     head_cache       k;
     head_cache       v;
-    const int32_t *  cells;  // ascending: all that any of the tokens sees
+    const int32_t *  cells;  // all that any of the tokens sees, in the order of their positions
     const uint64_t * seen;   // (n_cells) bit first_bit + t: token t sees the cell
     int64_t          first_bit;
     int64_t          n_cells;

@@ -111,37 +111,39 @@ void gather_rows(const attention_shard & a, const float * p, float * out) {
     }
 }
 
-// the same where the cells of an element are contiguous, run by run of neighbouring cells
+// the same where the cells of an element are contiguous, in the same order whether the cells are neighbours or not
 template <typename L, template <typename> class Reader, int G>
 void gather_columns(const attention_shard & a, const float * p, float * out) {
     using vec = typename L::vec;
 
-    for (int64_t i = 0; i < G * a.n_embd_head; ++i) {
-        out[i] = 0.0f;
+    const int64_t vectors    = a.n_cells / L::width * L::width;
+    bool          neighbours = true;
+    for (int64_t i = 1; i < a.n_cells; ++i) {
+        neighbours = neighbours && a.cells[i] == a.cells[i - 1] + 1;
     }
-    for (int64_t first = 0, last; first < a.n_cells; first = last) {
-        for (last = first + 1; last < a.n_cells && a.cells[last] == a.cells[last - 1] + 1; ++last) {
+    for (int64_t e = 0; e < a.n_embd_head; ++e) {
+        const uint8_t * row = a.v.data + e * a.v.element;
+        const auto      one = [&](int64_t i) { return Reader<scalar_lanes>::load(row + a.cells[i] * a.v.cell, 0); };
+        vec             sums[G];
+        for (int g = 0; g < G; ++g) {
+            sums[g] = L::zero();
         }
-        const int64_t vectors = (last - first) / L::width * L::width;
-        for (int64_t e = 0; e < a.n_embd_head; ++e) {
-            const uint8_t * row = a.v.data + e * a.v.element + a.cells[first] * a.v.cell;
-            vec             sums[G];
+        for (int64_t i = 0; i < vectors; i += L::width) {
+            float apart[L::width];
+            for (int k = 0; !neighbours && k < L::width; ++k) {
+                apart[k] = one(i + k);
+            }
+            const vec v = neighbours ? Reader<L>::load(row + a.cells[0] * a.v.cell, i) : L::load(apart);
             for (int g = 0; g < G; ++g) {
-                sums[g] = L::zero();
+                sums[g] = L::fma(L::load(p + g * a.n_scores + i), v, sums[g]);
             }
-            for (int64_t i = 0; i < vectors; i += L::width) {
-                const vec v = Reader<L>::load(row, i);
-                for (int g = 0; g < G; ++g) {
-                    sums[g] = L::fma(L::load(p + g * a.n_scores + first + i), v, sums[g]);
-                }
+        }
+        for (int g = 0; g < G; ++g) {
+            float sum = L::sum(sums[g]);
+            for (int64_t i = vectors; i < a.n_cells; ++i) {
+                sum += p[g * a.n_scores + i] * one(i);
             }
-            for (int g = 0; g < G; ++g) {
-                float sum = L::sum(sums[g]);
-                for (int64_t i = vectors; i < last - first; ++i) {
-                    sum += p[g * a.n_scores + first + i] * Reader<scalar_lanes>::load(row, i);
-                }
-                out[g * a.n_embd_head + e] += sum;
-            }
+            out[g * a.n_embd_head + e] = sum;
         }
     }
 }

@@ -36,12 +36,14 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         own_thread_limit().begin();
     }
     for (int64_t t = ith; t < n; t += nth) {
-        int64_t n_seen = 0;
+        int32_t * const list   = cells_ + t * m.n_kv;
+        int64_t         n_seen = 0;
         for (int64_t cell = 0; cell < m.n_kv; ++cell) {
             if (r.sees(t, cell)) {
-                cells_[t * m.n_kv + n_seen++] = int32_t(cell);
+                list[n_seen++] = int32_t(cell);
             }
         }
+        r.sort(list, n_seen);
         n_cells_[t] = n_seen;
     }
     std::memcpy(own.x, r.embd, n * m.n_embd * sizeof(float));
@@ -159,7 +161,7 @@ void fused_step::attend(const layer & l, const fused_request & r, const private_
             a.k.data += head * l.k_head;
             a.v.data += head * l.v_head;
             // a token alone: whoever reads its cell writes it first
-            if (m.n_tokens == 1 && std::binary_search(from, to, int32_t(cell))) {
+            if (m.n_tokens == 1 && std::find(from, to, int32_t(cell)) != to) {
                 write_cell(l, own, qkv, head, cell);
             }
             ops_.attend(a);

@@ -69,12 +69,18 @@ struct fused_request {
 
     bool sees(int64_t token, int64_t cell) const;
 
+    // Puts cells in the order of their positions, in which attention adds them up: where they lie in the cache is an
+    // accident of who else uses it. `seen`, if any, has a value for each of the n cells, which goes with it.
+    void sort(int32_t * cells, int64_t n, uint64_t * seen = nullptr) const;
+
     const float *       embd;       // (n_tokens, n_embd)
     const int32_t *     positions;  // (n_tokens)
     const int64_t *     cells;      // (n_tokens) where K and V go, in the whole cache
     const ggml_tensor * mask;
-    const int32_t *     outputs;  // (n_outputs) tokens, ascending
-    float *             out;      // (n_outputs, n_vocab or n_embd)
+    const int32_t *     outputs;         // (n_outputs) tokens, ascending
+    const int32_t *     cell_positions;  // (n_kv)
+    const int32_t *     sequences;       // (n_tokens)
+    float *             out;             // (n_outputs, n_vocab or n_embd)
 };
 
 // What a thread keeps to itself; the arrays of one of the two ways are there. n is the most tokens it computes with at
@@ -128,6 +134,7 @@ class fused_step {
     int  n_shards(int64_t token) const;
 
     // of share_tokens
+    void divide(const fused_request & r, int nth);
     void prepare(const fused_request & r, int64_t chunk, range tokens);
     void begin_layer(const layer & l, const fused_request & r, const private_arrays & own, range tokens);
     void finish_layer(const layer & l, const private_arrays & own, int64_t chunk, int64_t first, range tokens);
@@ -143,26 +150,28 @@ class fused_step {
     int64_t            qkv_size_;
     bool               few_;
     int64_t            block_size_;  // bytes of the matrices of the first block
+    int64_t            n_lists_;     // few tokens or the most chunks
 
     arena          arena_;
     barrier        barrier_;
     private_arrays private_[max_threads];
 
     // shared
-    float *       qkv_;      // (n_tokens, n_head + 2 n_head_kv, n_embd_head)
-    int32_t *     cells_;    // (few tokens or chunks, n_kv) that may be seen, ascending
-    int64_t *     n_cells_;  // (few tokens or chunks)
+    float *            qkv_;      // (n_tokens, n_head + 2 n_head_kv, n_embd_head)
+    int32_t *          cells_;    // (few tokens or chunks, n_kv) that may be seen, ascending
+    int64_t *          n_cells_;  // (few tokens or chunks)
     // few tokens
-    float *       out_;      // (n_tokens, max_shards, n_head, n_embd_head) attention by shard
-    float *       largest_;  // (n_tokens, max_shards, n_head)
-    float *       sum_;      // (n_tokens, max_shards, n_head)
-    float *       update_;   // (n_tokens, n_embd) what attention or feed-forward adds to the residual stream
-    activations * hidden_;   // (n_tokens, n_ff) of down
+    float *            out_;      // (n_tokens, max_shards, n_head, n_embd_head) attention by shard
+    float *            largest_;  // (n_tokens, max_shards, n_head)
+    float *            sum_;      // (n_tokens, max_shards, n_head)
+    float *            update_;   // (n_tokens, n_embd) what attention or feed-forward adds to the residual stream
+    activations *      hidden_;   // (n_tokens, n_ff) of down
     // many
-    float *       x_;                      // (n_tokens, n_embd) the residual stream
-    float *       rope_;                   // (n_tokens, n_embd_head)
-    uint64_t *    seen_;                   // (chunks, n_kv) which tokens of the chunk see the cell
-    activations * last_;                   // (n_outputs, n_embd) of the output matrix
+    std::vector<range> chunks_;            // their tokens
+    float *            x_;                 // (n_tokens, n_embd) the residual stream
+    float *            rope_;              // (n_tokens, n_embd_head)
+    uint64_t *         seen_;              // (chunks, n_kv) which tokens of the chunk see the cell
+    activations *      last_;              // (n_outputs, n_embd) of the output matrix
     std::vector<std::atomic<int>> taken_;  // chunks that a thread has taken up, between two barriers
 };
 

@@ -12,23 +12,21 @@ void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
     const fused_model &    m   = model_;
     const private_arrays & own = private_[ith];
 
-    // as many for each thread
-    const int64_t rounds   = (m.n_tokens + tile_tokens * nth - 1) / (tile_tokens * nth);
-    const int64_t n_chunks = std::min(rounds * nth, m.n_tokens);
-
     if (ith == 0) {
+        divide(r, nth);
         for (std::atomic<int> & taken : taken_) {
             taken.store(0, std::memory_order_relaxed);
         }
     }
     barrier_.wait(nth);
 
-    const size_t n_layer = layers_.size();
+    const int64_t n_chunks = int64_t(chunks_.size());
+    const size_t  n_layer  = layers_.size();
     for (size_t il = 0; il <= n_layer; ++il) {
         // the last chunks first: they see the most cells
         for (int64_t i; (i = taken_[il].fetch_add(1, std::memory_order_relaxed)) < n_chunks;) {
             const int64_t   chunk  = n_chunks - 1 - i;
-            const range     tokens = share(m.n_tokens, chunk, n_chunks);
+            const range     tokens = chunks_[chunk];
             const int32_t * first  = std::lower_bound(r.outputs, r.outputs + m.n_outputs, int32_t(tokens.begin));
             const int32_t * last   = std::lower_bound(first, r.outputs + m.n_outputs, int32_t(tokens.end));
 
@@ -55,6 +53,32 @@ void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
     }
 }
 
+// As many chunks for each thread, none with tokens of two sequences: each token then sees the first ones of the cells
+// that its chunk sees, so that the tiles of attention are the same whoever else is there.
+void fused_step::divide(const fused_request & r, int nth) {
+    const fused_model & m      = model_;
+    const int64_t       rounds = (m.n_tokens + tile_tokens * nth - 1) / (tile_tokens * nth);
+    const int64_t       most   = (m.n_tokens + rounds * nth - 1) / (rounds * nth);  // tokens of a chunk
+
+    chunks_.clear();
+    for (int64_t first = 0, last; first < m.n_tokens; first = last) {
+        for (last = first + 1; last < m.n_tokens && r.sequences[last] == r.sequences[first]; ++last) {
+        }
+        const int64_t n = (last - first + most - 1) / most;
+        if (int64_t(chunks_.size()) + n > n_lists_) {  // sequences that alternate: never ours
+            chunks_.clear();
+            for (int64_t i = 0; i < std::min(rounds * nth, m.n_tokens); ++i) {
+                chunks_.push_back(share(m.n_tokens, i, std::min(rounds * nth, m.n_tokens)));
+            }
+            return;
+        }
+        for (int64_t i = 0; i < n; ++i) {
+            const range part = share(last - first, i, n);
+            chunks_.push_back({ first + part.begin, first + part.end });
+        }
+    }
+}
+
 void fused_step::prepare(const fused_request & r, int64_t chunk, range tokens) {
     const fused_model & m     = model_;
     int32_t *           cells = cells_ + chunk * m.n_kv;
@@ -75,6 +99,7 @@ void fused_step::prepare(const fused_request & r, int64_t chunk, range tokens) {
             cells[n++] = int32_t(cell);
         }
     }
+    r.sort(cells, n, seen);
     n_cells_[chunk] = n;
 }
 

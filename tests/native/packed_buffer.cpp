@@ -211,6 +211,8 @@ struct small_model {
         cell              = vector(GGML_TYPE_I64, n_tokens);
         mask              = ggml_new_tensor_2d(rest.get(), GGML_TYPE_F32, n_cells, n_tokens);
         outputs           = vector(GGML_TYPE_I32, n_outputs);
+        cell_positions    = vector(GGML_TYPE_I32, n_cells);
+        sequences         = vector(GGML_TYPE_I32, n_tokens);
         buffers.push_back(allocate(matrices, type));
         buffers.push_back(allocate(rest, ggml_backend_cpu_buffer_type()));
         for (ggml_context * ctx : { matrices.get(), rest.get() }) {
@@ -218,8 +220,12 @@ struct small_model {
                 fill(t);
             }
         }
-        ggml_tensor * sources[] = { embedding, position, cell, mask, outputs };
-        std::copy(sources, sources + 5, output->src);
+        ggml_tensor * sources[] = { embedding, position, cell, mask, outputs, cell_positions, sequences };
+        std::copy(sources, sources + 7, output->src);
+        for (int32_t i = 0; i < n_cells; ++i) {
+            static_cast<int32_t *>(cell_positions->data)[i] = i;
+        }
+        std::fill_n(static_cast<int32_t *>(sequences->data), n_tokens, 7);
         for (int32_t i = 0; i < n_outputs; ++i) {
             static_cast<int32_t *>(outputs->data)[i] = 3 * i;
         }
@@ -283,6 +289,20 @@ struct small_model {
     ggml_tensor *          cell;
     ggml_tensor *          mask;
     ggml_tensor *          outputs;
+    ggml_tensor *          cell_positions;
+    ggml_tensor *          sequences;
+
+    // What lies in two cells changes places.
+    void exchange(int64_t a, int64_t b) {
+        auto * positions = static_cast<int32_t *>(cell_positions->data);
+        std::swap(positions[a], positions[b]);
+        for (const mobilellm::fused_layer & l : fused.layers) {
+            for (const ggml_tensor * cache : { l.k, l.v }) {
+                auto * cells = static_cast<uint8_t *>(cache->data);
+                std::swap_ranges(cells + a * cache->nb[2], cells + (a + 1) * cache->nb[2], cells + b * cache->nb[2]);
+            }
+        }
+    }
 };
 
 // The step's result, on so many threads, from an output and cells to write that hold NaN.
@@ -340,6 +360,12 @@ void test_fused_step(ggml_backend_buffer_type_t type, int64_t n_tokens) {
             check(run(*kept, step, model, n_threads) == one, "threads change bits of the fused step of " + at);
         }
         const std::vector<float> other = run(*kept, rows, model, 2);
+        if (n_seen > 4) {
+            model.exchange(0, n_seen / 2 - 1);
+            check(run(*kept, step, model, 2) == one, "where cells lie changes bits of the fused step of " + at);
+            check(run(*kept, rows, model, 2) == other, "where cells lie changes bits of the shared rows of " + at);
+            model.exchange(0, n_seen / 2 - 1);
+        }
         for (size_t first = 0; first < one.size(); first += model.n_embd) {
             double error = 0.0, all = 0.0;
             for (int64_t i = 0; i < model.n_embd; ++i) {

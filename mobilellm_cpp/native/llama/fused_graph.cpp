@@ -61,7 +61,7 @@ bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
     const bool step = (c.kv_unified || params.ubatch.n_seqs_unq == 1) &&
                       (params.gtype == LLM_GRAPH_TYPE_DEFAULT || params.gtype == LLM_GRAPH_TYPE_DECODER);
     const bool seen =
-        c.embeddings || c.embeddings_nextn || (c.cb_eval && c.cb_eval != mobilellm_at_final_norm) ||
+        c.embeddings_nextn || (c.cb_eval && c.cb_eval != mobilellm_at_final_norm) ||
         std::find(c.embeddings_layer_inp.begin(), c.embeddings_layer_inp.end(), true) != c.embeddings_layer_inp.end();
     if (!step || seen || !c.causal_attn || c.training || c.yarn_ext_factor != 0.0f ||
         (params.loras && !params.loras->empty())) {
@@ -75,18 +75,38 @@ bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
     return dynamic_cast<const llama_kv_cache_context *>(params.mctx) != nullptr;
 }
 
-// Keeps the step alive as long as the graph that runs it; a request that is no longer plain gets a new graph.
+// What the step reads beside upstream's inputs. Keeps the step alive as long as the graph that runs it; a request that
+// is no longer plain gets a new graph.
 struct graph_input_step : public llm_graph_input_i {
-    graph_input_step(fused_step * step, ggml_tensor * node, uint32_t n_layer) :
-        step(step), node(node), n_layer(n_layer) {}
+    graph_input_step(fused_step * step, ggml_tensor * node, ggml_tensor * cell_positions, ggml_tensor * sequences,
+                     const llama_kv_cache & cache, uint32_t n_layer) :
+        step(step), node(node), cell_positions(cell_positions), sequences(sequences), cache(cache), n_layer(n_layer) {}
     ~graph_input_step() override { fused_kernels()->destroy(step); }
 
-    void set_input(const llama_ubatch *) override { fused_kernels()->plan(step, node); }
+    void set_input(const llama_ubatch * ubatch) override {
+        const llama_kv_cells & cells = cache.get_cells(ubatch->seq_id[0][0]);
+        values.resize(cell_positions->ne[0]);
+        for (size_t i = 0; i < values.size(); ++i) {
+            values[i] = cells.is_empty(i) ? -1 : cells.pos_get(i);
+        }
+        ggml_backend_tensor_set(cell_positions, values.data(), 0, ggml_nbytes(cell_positions));
+        values.resize(ubatch->n_tokens);
+        for (size_t i = 0; i < values.size(); ++i) {
+            values[i] = ubatch->seq_id[i][0];
+        }
+        ggml_backend_tensor_set(sequences, values.data(), 0, ggml_nbytes(sequences));
+        fused_kernels()->plan(step, node);
+    }
+
     bool can_reuse(const llm_graph_params & params) override { return is_plain(params, n_layer); }
 
-    fused_step * const  step;
-    ggml_tensor * const node;
-    const uint32_t      n_layer;
+    fused_step * const     step;
+    ggml_tensor * const    node;
+    ggml_tensor * const    cell_positions;  // (n_kv)
+    ggml_tensor * const    sequences;       // (n_tokens)
+    const llama_kv_cache & cache;
+    const uint32_t         n_layer;
+    std::vector<int32_t>   values;
 };
 
 struct fused_graph : public llm_graph_context {
@@ -98,7 +118,7 @@ struct fused_graph : public llm_graph_context {
         if (!describe(model, m)) {
             return false;
         }
-        m.output          = cparams.cb_eval || model.output_s ? nullptr : model.output;
+        m.output          = cparams.cb_eval || cparams.embeddings || model.output_s ? nullptr : model.output;
         fused_step * step = fused_kernels()->create(m);
         if (!step && m.output) {  // a matrix of another type
             m.output = nullptr;
@@ -107,15 +127,25 @@ struct fused_graph : public llm_graph_context {
         if (!step) {
             return false;
         }
-        const int64_t n_rows = m.output ? m.output->ne[1] : n_embd;
-        const auto *  kv     = build_attn_inp_kv();
-        ggml_tensor * args[] = { build_inp_embd(model.tok_embd), build_inp_pos(), kv->get_k_idxs(), kv->get_kq_mask(),
-                                 build_inp_out_ids() };
+        const int64_t n_rows         = m.output ? m.output->ne[1] : n_embd;
+        const auto *  kv             = build_attn_inp_kv();
+        ggml_tensor * cell_positions = ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, m.n_kv);
+        ggml_tensor * sequences      = ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens);
+        ggml_set_input(cell_positions);
+        ggml_set_input(sequences);
+        ggml_tensor * args[] = { build_inp_embd(model.tok_embd),
+                                 build_inp_pos(),
+                                 kv->get_k_idxs(),
+                                 kv->get_kq_mask(),
+                                 build_inp_out_ids(),
+                                 cell_positions,
+                                 sequences };
 
         // a node without elements is not run, but the cache must be written
-        ggml_tensor * node = ggml_custom_4d(ctx0, GGML_TYPE_F32, n_rows, std::max<int64_t>(n_outputs, 1), 1, 1, args, 5,
+        ggml_tensor * node = ggml_custom_4d(ctx0, GGML_TYPE_F32, n_rows, std::max<int64_t>(n_outputs, 1), 1, 1, args, 7,
                                             fused_kernels()->run, GGML_N_TASKS_MAX, step);
-        res->add_input(std::make_unique<graph_input_step>(step, node, n_layer));
+        const auto &  cache = *static_cast<const llama_kv_cache_context *>(mctx)->mobilellm_cache();
+        res->add_input(std::make_unique<graph_input_step>(step, node, cell_positions, sequences, cache, n_layer));
 
         ggml_tensor * result = ggml_view_2d(ctx0, node, n_rows, n_outputs, node->nb[1], 0);
         if (!m.output) {
@@ -174,6 +204,10 @@ struct fused_graph : public llm_graph_context {
 };
 
 }  // namespace
+
+int64_t mobilellm_fused_runs() {
+    return fused_kernels() ? fused_kernels()->n_runs() : 0;
+}
 
 std::unique_ptr<llm_graph_context> mobilellm_fused_graph(const llama_model & model, const llm_graph_params & params) {
     if (!fused_kernels() || !is_plain(params, model.hparams.n_layer()) || !is_plain(model, params.cparams)) {

@@ -40,5 +40,8 @@ uint32_t mobilellm_graph_max_nodes(const llama_model & model);
 // The graph that decodes one token in one node where model and request allow it; nullptr: the ordinary graph does.
 std::unique_ptr<llm_graph_context> mobilellm_fused_graph(const llama_model & model, const llm_graph_params & params);
 
+// How many steps the calling thread has computed in one node.
+int64_t mobilellm_fused_runs();
+
 // The scheduler's callback of `mobilellm bench`: stops a step once, at the node "result_norm".
 bool mobilellm_at_final_norm(ggml_tensor * tensor, bool ask, void * data);
