@@ -23,14 +23,17 @@ class Conversation:
         self.sampling = sampling
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.turns: list[Message] = []  # user and assistant in turn
+        self._sequence = llm._sequences.open([])  # keeps what was computed of them
 
     def answer(self, text: str) -> Iterator[str]:
         """Yields the answer to text in pieces. What was yielded becomes part of the conversation,
         also when the caller stops early. Raises ModelError when text alone overfills the context;
         the conversation is then as before."""
         turns = self._fitting([*self.turns, {"role": "user", "content": text}])
-        pieces = self.llm.stream(
-            [*self.system, *turns], max_tokens=self.max_tokens, **self.sampling
+        pieces = self.llm._stream(
+            [*self.system, *turns],
+            {"max_tokens": self.max_tokens, **self.sampling},
+            self._sequence,
         )
         said = ""
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import _mobilellm_cpp_library
+import numpy as np
 
 from ..errors import ModelError
 
@@ -63,11 +64,10 @@ lib.mobilellm_tokenize.argtypes = llama_cpp.llama_cpp.llama_tokenize.argtypes
 lib.mobilellm_tokenize.restype = ctypes.c_int32
 lib.mobilellm_decode.argtypes = llama_cpp.llama_cpp.llama_decode.argtypes
 lib.mobilellm_decode.restype = ctypes.c_int32
-lib.mobilellm_sample.argtypes = [
-    *llama_cpp.llama_cpp.llama_sampler_sample.argtypes,
-    ctypes.c_int32,
-]
-lib.mobilellm_sample.restype = ctypes.c_int32
+lib.mobilellm_run_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+lib.mobilellm_run_step.restype = ctypes.c_int32
+lib.mobilellm_choose.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]
+lib.mobilellm_choose.restype = ctypes.c_int32
 
 # What upstream puts before the reason itself.
 _PREFIX = re.compile(
@@ -108,15 +108,107 @@ def decode(context: Any, batch: Any) -> None:
         raise ModelError(f"the model cannot be run: {reason() or f'llama_decode says {result}'}")
 
 
-def sample(chain: Any, context: Any, idx: int, n_best: int, path: str) -> int:
-    """llama_sampler_sample, which needs to see the n_best tokens alone, unless 0. Raises ModelError
-    where the logits are no numbers, or a sampler fails; path names the model in it."""
-    token = int(lib.mobilellm_sample(chain, context, idx, n_best))
+class _Step(ctypes.Structure):
+    """mobilellm_step of native/api/api.h."""
+
+    _fields_ = [
+        ("n_tokens", ctypes.c_int32),
+        ("tokens", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("sequences", ctypes.c_void_p),
+        ("outputs", ctypes.c_void_p),
+        ("samplers", ctypes.c_void_p),
+        ("n_best", ctypes.c_void_p),
+        ("chosen", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+        ("states", ctypes.c_void_p),
+        ("fused", ctypes.c_bool),
+    ]
+
+
+class Step:
+    """Tokens of several sequences to compute at once, and what is wanted of them."""
+
+    def __init__(self, capacity: int) -> None:
+        kinds = {
+            "outputs": np.int8,
+            "samplers": np.uint64,
+            "logits": np.uint64,
+            "states": np.uint64,
+        }
+        names = ("tokens", "positions", "sequences", "outputs", "samplers", "n_best", "chosen")
+        self._arrays = {
+            name: np.zeros(capacity, kinds.get(name, np.int32))
+            for name in (*names, "logits", "states")
+        }
+        self._tokens, self._positions, self._sequences, self._outputs = (
+            self._arrays[name] for name in names[:4]
+        )
+        self._samplers, self._n_best, self._chosen = (self._arrays[name] for name in names[4:])
+        self._logits, self._states = self._arrays["logits"], self._arrays["states"]
+        self._wanted = 0
+        self.native = _Step(**{name: a.ctypes.data for name, a in self._arrays.items()})
+
+    def clear(self, states: bool) -> None:
+        """Empties it; with states, hidden states are wanted, of every token something."""
+        self.native.n_tokens = self._wanted = 0
+        self.native.states = self._arrays["states"].ctypes.data if states else None
+
+    def add(self, token: int, position: int, sequence: int) -> None:
+        """A token of a sequence of the cache."""
+        n = self.native.n_tokens
+        self._tokens[n] = token
+        self._positions[n] = position
+        self._sequences[n] = sequence
+        self._outputs[n] = 0
+        self.native.n_tokens = n + 1
+
+    def want(self, chain: int = 0, n_best: int = 0, rows: int = 0) -> None:
+        """After the token that was added last: the token that the samplers of a chain choose, or a
+        row of logits or states, copied to the address `rows`; 0: none."""
+        at = self._wanted
+        states = self.native.states is not None
+        self._outputs[self.native.n_tokens - 1] = 1
+        self._samplers[at] = chain
+        self._n_best[at] = n_best
+        self._logits[at] = 0 if states else rows
+        self._states[at] = rows if states else 0
+        self._wanted = at + 1
+
+    def chosen(self, at: int) -> int:
+        """The token that was chosen where something was wanted for the at-th time; see
+        sampled()."""
+        return int(self._chosen[at])
+
+    @property
+    def fused(self) -> bool:
+        """Whether it was computed in one node."""
+        return bool(self.native.fused)
+
+
+def run_step(context: Any, step: Step) -> int:
+    """mobilellm_run_step: 0 when done; see api.h for the others."""
+    return int(lib.mobilellm_run_step(context, ctypes.byref(step.native)))
+
+
+def not_computed(result: int) -> ModelError:
+    """The error for a step that cannot be computed."""
+    return ModelError(f"the model cannot be run: {reason() or f'llama_decode says {result}'}")
+
+
+def sampled(token: int, path: str) -> int:
+    """A token that llama.cpp's samplers chose. Raises ModelError where they could not; path names
+    the model in it."""
     if token == -1:
         raise ModelError(f"{path} is damaged: what it computes are no numbers")
     if token < 0:
         raise ModelError(f"no token can be chosen: {reason()}")
     return token
+
+
+def choose(chain: int, logits: Any, n_best: int) -> int:
+    """The token that a chain of samplers chooses from float32 logits [n_vocab], see sampled()."""
+    return int(lib.mobilellm_choose(chain, logits.ctypes.data, len(logits), n_best))
 
 
 class Pieces:

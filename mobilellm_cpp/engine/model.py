@@ -3,22 +3,30 @@
 import codecs
 import contextlib
 import os
+import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Unpack
 
 from ..errors import ModelError
 from ..quant.types import WeightType
+from .arguments import check_constructor, check_sampling, check_stop
 from .gguf_file import context_length, kv_bytes, open_gguf
-from .library import Pieces, decode, guard, llama_cpp, sample, tokenize
-from .llama_base import Formatter, LlamaBase
+from .inherited import MEAN, InheritedCalls, normalized, pooled
+from .library import Pieces, guard, llama_cpp, tokenize
+from .llama_base import Formatter, LlamaArguments
+from .sampling_types import Sampling
+from .sequences import Sequence as TokenSequence
+from .sequences import Sequences
 from .threads import default_threads
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+# {"role": "system" | "user" | "assistant", "content": a text, or OpenAI's list of text parts}
+Message = Mapping[str, Any]
 
 # For files without a chat template: the base models, which continue a dialogue as text.
 PLAIN_TEMPLATE = (
@@ -27,8 +35,16 @@ PLAIN_TEMPLATE = (
     "{% elif m['role'] == 'user' %}User: {{ m['content'] }}\nAssistant:"
     "{% else %} {{ m['content'] }}\n{% endif %}{% endfor %}"
 )
-MAX_THREADS = 512  # of ggml
 PLAIN_STOP: tuple[str, ...] = ("\nUser:", "\nAssistant:")
+SLOTS = 16  # sequences that may have a place in the KV cache at a time
+
+
+class Usage(TypedDict):
+    """Tokens of a prompt and of what follows it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
 
 
 def _memory() -> int:
@@ -43,29 +59,99 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
-    sound = isinstance(messages, (list, tuple)) and all(
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-        for message in messages
-    )
-    if not messages or not sound:
+def _checked_messages(messages: Any) -> list[dict[str, Any]]:
+    """Messages with their text parts joined."""
+    if not isinstance(messages, (list, tuple)) or not messages:
         raise ModelError('messages must be a list of {"role": ..., "content": ...}, at least one')
+    found = []
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ModelError('messages must be a list of {"role": ..., "content": ...}')
+        content = message.get("content")
+        if isinstance(content, (list, tuple)):
+            content = "".join(_part(part) for part in content)
+        if not isinstance(content, str) and not (content is None and len(message) > 2):
+            raise ModelError("the content of a message is neither a text nor a list of text parts")
+        found.append({**message, "content": content or ""})
+    return found
 
 
-class MobileLLM(LlamaBase):
-    """A loaded model.
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str) or (isinstance(part, Mapping) and part.get("type") != "text"):
+        raise ModelError("a part of a message is not a text: this model reads text alone")
+    return text
+
+
+class _Formatter:
+    """A chat template for llama_cpp's chat handlers, with the stop strings that go with it."""
+
+    def __init__(self, template: Any, stop: Sequence[str]) -> None:
+        self._template, self._stop = template, list(stop)
+
+    def __call__(self, **arguments: Any) -> Any:
+        formatted = self._template(**arguments)
+        formatted.stop = [
+            *self._stop,
+            *([formatted.stop] if isinstance(formatted.stop, str) else formatted.stop or []),
+        ]
+        return formatted
+
+
+class _Closed:
+    """What stands for model and context once they are freed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ModelError("this model is closed")
+
+
+class Stream(Iterator[str]):
+    """The pieces of a text as it is made. Once it has ended, finish_reason says why: "stop" (the
+    model ended it, or a stop string came), "length" (max_tokens, or the context is full). usage
+    counts the tokens so far. close() ends it."""
+
+    def __init__(self, n_prompt: int) -> None:
+        self.finish_reason: str | None = None
+        self._n_prompt = n_prompt
+        self._n_made = 0
+        self._pieces: Any = iter(())
+
+    @property
+    def usage(self) -> Usage:
+        return {
+            "prompt_tokens": self._n_prompt,
+            "completion_tokens": self._n_made,
+            "total_tokens": self._n_prompt + self._n_made,
+        }
+
+    def __next__(self) -> str:
+        piece: str = next(self._pieces)
+        return piece
+
+    def close(self) -> None:
+        self._pieces.close()
+
+
+class Answer(str):
+    """An answer; finish_reason and usage are those of Stream."""
+
+    finish_reason: str | None
+    usage: Usage
+
+
+class MobileLLM(InheritedCalls):
+    """A loaded model. Any number of threads may call it at the same time: each gets what it would
+    get alone, and answers that are made at the same time are computed together.
 
     model_path: a GGUF file of architecture `mobilellm`, or any that llama.cpp runs.
     n_ctx: context in tokens; 0 takes what the file says, at most 8192.
-    n_threads: 0 takes the physical cores, or as many as a container's CPU quota is worth.
+    n_threads: 0 takes the physical cores.
     flash_attn: None is on, which a quantized KV cache needs, except for an f32 KV cache, which
     upstream's flash attention would round to f16.
     Other arguments are those of llama_cpp.Llama; logging is off, and so is swa_full: the KV cache
-    of a layer with a sliding window holds the window, not the context. Raises ModelError with the
-    reason when the file cannot be used.
-    """
+    of a layer with a sliding window holds the window, not the context. embedding=True pools by the
+    mean unless pooling_type says otherwise. Raises ModelError with the reason when the file cannot
+    be used. `with MobileLLM(...) as llm`, close() and del free everything at once."""
 
     def __init__(
         self,
@@ -75,31 +161,41 @@ class MobileLLM(LlamaBase):
         n_threads: int = 0,
         flash_attn: bool | None = None,
         verbose: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[LlamaArguments],
     ) -> None:
-        self._stack = contextlib.ExitStack()  # what Llama.__del__ closes, should we stop early
-        path = os.fspath(model_path)
-        threads = n_threads or default_threads()
-        kwargs.setdefault("n_threads_batch", threads)
-        for name, value, low, high in [
-            ("n_ctx", n_ctx, 0, 1 << 28),
-            ("n_batch", kwargs.get("n_batch", 1), 1, 1 << 28),
-            ("n_threads", threads, 1, MAX_THREADS),
-            ("n_threads_batch", kwargs["n_threads_batch"], 1, MAX_THREADS),
-        ]:
-            if not low <= value <= high:
-                raise ModelError(f"{name} is {value}, outside {low} to {high}")
-        lora = kwargs.get("lora_path")
-        if lora is not None and not os.path.isfile(lora):
-            raise ModelError(f"{lora}: no such file")
-        if not kwargs.get("embedding"):  # else pooled outputs take the place of those of tokens
-            kwargs.setdefault("pooling_type", llama_cpp.LLAMA_POOLING_TYPE_NONE)
-        kwargs.setdefault("swa_full", False)
-        if flash_attn is None:
-            flash_attn = llama_cpp.GGML_TYPE_F32 not in (kwargs.get("type_k"), kwargs.get("type_v"))
-        needed = 0
+        self._stack = contextlib.ExitStack()  # what close() closes, should we stop early
+        self._main: InheritedCalls | None = None
+        arguments: dict[str, Any] = check_constructor(
+            model_path=model_path,
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            flash_attn=flash_attn,
+            verbose=verbose,
+            **kwargs,
+        )
+        path = arguments.pop("model_path")
+        threads = arguments.pop("n_threads") or default_threads()
+        arguments["n_threads_batch"] = arguments.get("n_threads_batch") or threads
+        flash = arguments.pop("flash_attn")
+        if flash is None:
+            types = (arguments.get("type_k"), arguments.get("type_v"))
+            flash = llama_cpp.GGML_TYPE_F32 not in types
+        self._embedding = arguments.pop("embedding", False)
+        self._pooling = arguments.pop("pooling_type", -1)
+        if self._pooling < 0:
+            self._pooling = MEAN
+        if self._pooling > 3:
+            raise ModelError("a pooling type of rank needs a model with a classifier")
+        arguments["pooling_type"] = llama_cpp.LLAMA_POOLING_TYPE_NONE  # Python pools, call by call
+        arguments.setdefault("swa_full", False)
+        seed = arguments.pop("seed", None)
+        needed, self._slots = 0, max(1, min(SLOTS, arguments.get("n_batch", 512) - 1))
         with open_gguf(path) as file:
-            self._context = n_ctx or min(context_length(file) or 512, 8192)
+            self._context = arguments.pop("n_ctx") or min(context_length(file) or 512, 8192)
+            arch = file.get("general.architecture")
+            if file.get(f"{arch}.attention.sliding_window"):
+                self._slots = 1  # each more would need a window of its own in the sliding layers
+            causal = file.get(f"{arch}.attention.causal", True) is not False
             with contextlib.suppress(ModelError):  # the loader says it better
                 needed = kv_bytes(file, self._context)
         if needed > _memory():
@@ -109,17 +205,24 @@ class MobileLLM(LlamaBase):
             )
         with guard(path, verbose):
             super().__init__(
-                path,
-                n_ctx=self._context,
-                n_threads=threads,
-                flash_attn=flash_attn,
-                verbose=verbose,
-                **kwargs,
+                path, n_ctx=self._context, n_threads=threads, flash_attn=flash, **arguments
             )
+        self.context_params.embeddings = self._embedding
+        self._fixed_seed = None if seed is None or seed < 0 else seed
+        self._seeds = random.Random(self._fixed_seed)
         self._piece = Pieces(self._model.vocab)
         self._model.detokenize = self._piece.text  # completions ask for all of it each time
-        self._ctx.decode = lambda batch: decode(self.ctx, batch.batch)
-        self._ctx.kv_cache_seq_rm = self._remove
+        self._sequences = Sequences(
+            self._ctx.ctx,
+            self._slots,
+            self.context_params.n_ubatch,
+            self._n_vocab,
+            llama_cpp.llama_model_n_swa(self._model.model),
+            causal and arguments.get("attention_type") != 1,
+        )
+        self._add_template(plain=not {"chat_format", "chat_handler"} & set(kwargs))
+
+    def _add_template(self, plain: bool) -> None:
         template = self.metadata.get("tokenizer.chat_template")
         self._stop = () if template else PLAIN_STOP
         self._template = Formatter(
@@ -127,28 +230,45 @@ class MobileLLM(LlamaBase):
             eos_token=self._token_text(self.token_eos()),
             bos_token=self._token_text(self.token_bos()),
         )
-        if not template and not {"chat_format", "chat_handler"} & set(kwargs):
+        if not template and plain:
             handler = llama_cpp.llama_chat_format.chat_formatter_to_chat_completion_handler
-            self._chat_handlers["plain"] = handler(self._plain)
-            self.chat_format: str | None = "plain"
+            self._chat_handlers["plain"] = handler(_Formatter(self._template, PLAIN_STOP))
+            self.chat_format = "plain"
 
-    def _remove(self, sequence: int, start: int, stop: int) -> bool:
-        """Forgets positions; False, and nothing done, where what is kept cannot be continued:
-        sliding layers may have dropped tokens that the one at start would see."""
-        sequence = max(sequence, 0)
-        memory = llama_cpp.llama_get_memory(self.ctx)
-        window = llama_cpp.llama_model_n_swa(self.model)
-        if window and start > 0:
-            first = llama_cpp.llama_memory_seq_pos_min(memory, sequence)
-            if first > max(0, start - window + 1):
-                return False
-        return bool(llama_cpp.llama_memory_seq_rm(memory, sequence, start, stop))
+    @property
+    def context_params(self) -> Any:
+        return self._context_params
 
-    def _plain(self, **arguments: Any) -> Any:
-        """The plain template for create_chat_completion, with the stop strings it needs."""
-        formatted = self._template(**arguments)
-        formatted.stop = [*PLAIN_STOP, *formatted.stop]
-        return formatted
+    @context_params.setter
+    def context_params(self, params: Any) -> None:
+        """llama_cpp.Llama makes them and its context in one go, and knows no way to say this."""
+        params.n_seq_max = self._slots + 1
+        params.kv_unified = True
+        self._context_params = params
+
+    # Lifetime
+
+    def __enter__(self) -> "MobileLLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model; later calls raise ModelError."""
+        if self._main is not None:
+            self._main.close()
+            return
+        if hasattr(self, "_sequences"):
+            self._sequences.close()
+        self._stack.close()
+        self._own = None
+        closed: Any = _Closed()
+        self._model = self._ctx = self._piece = self.tokenizer_ = closed
+
+    def __del__(self) -> None:
+        if getattr(self, "_main", self) is None:
+            self.close()
 
     @classmethod
     def from_checkpoint(
@@ -168,13 +288,23 @@ class MobileLLM(LlamaBase):
 
         return cls(converted(source, type, revision=revision), **kwargs)
 
+    # Texts and tokens
+
     def n_ctx(self) -> int:
         """The context in tokens as asked for. llama.cpp rounds it up; Llama's buffers do not."""
         return self._context
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of UTF-8 text. Raises ModelError where the vocabulary cannot spell it."""
-        return tokenize(self._model.vocab, text, add_bos, special)
+        with self._sequences.using():
+            return tokenize(self._model.vocab, text, add_bos, special)
+
+    def detokenize(
+        self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
+    ) -> bytes:
+        """The UTF-8 text of token ids, of those after prev_tokens."""
+        with self._sequences.using():
+            return super().detokenize(tokens, prev_tokens, special)
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
         """The prompt for the next answer: the file's chat template over messages, as token ids.
@@ -182,9 +312,9 @@ class MobileLLM(LlamaBase):
         Files without a template get plain `User:` and `Assistant:` lines. Special tokens that are
         written out in a message count as such.
         """
-        _check_messages(messages)
+        checked = _checked_messages(messages)
         try:
-            prompt = self._template(messages=list(messages)).prompt
+            prompt = self._template(messages=checked).prompt
         except Exception as error:  # templates are programs of strangers
             reason = " ".join(str(error).split())
             raise ModelError(f"the chat template of this file fails: {reason}") from error
@@ -195,29 +325,37 @@ class MobileLLM(LlamaBase):
             tokens.insert(0, bos)
         return tokens
 
-    def stream(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> Iterator[str]:
+    def _token_text(self, token: int) -> str:
+        return self._model.token_get_text(token) if token >= 0 else ""
+
+    # Answers
+
+    def stream(self, prompt: str | Sequence[Message], **sampling: Unpack[Sampling]) -> Stream:
         """Yields the continuation of a text, or the answer to messages, in pieces as it is made.
 
         Ends at an end-of-text token, at a stop string (not yielded), after max_tokens, or where
-        the context is full. temperature 0 is greedy; the same seed gives the same text. One model
-        holds one context: end a stream before the next one begins. Raises ModelError when the
-        prompt does not fit into the context.
+        the context is full. temperature 0 is greedy; the same seed gives the same text. Raises
+        ModelError when the prompt does not fit into the context, or an argument is not sound.
         """
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        return self._stream(prompt, sampling, None)
+
+    def _stream(
+        self,
+        prompt: str | Sequence[Message],
+        sampling: Mapping[str, Any],
+        sequence: TokenSequence | None,
+    ) -> Stream:
+        """stream; with a sequence, what that has computed of the prompt is not computed again."""
+        settings = dict(sampling)
+        stop = check_stop(settings.pop("stop", None))
+        settings = check_sampling(n_vocab=self._n_vocab, **settings)
+        max_tokens = settings.pop("max_tokens", None)
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; leave it out for no limit")
+        settings["temp"] = settings.pop("temperature", 0.8)
+        seed = settings.pop("seed", None)
+        if seed is None or seed < 0:
+            seed = self._next_seed()
         if isinstance(prompt, str):
             tokens = self.tokenize(_bytes(prompt), special=True)
         else:
@@ -231,49 +369,59 @@ class MobileLLM(LlamaBase):
         if not tokens:
             raise ModelError("the prompt is empty")
         budget = room if max_tokens is None else min(room, max_tokens)
-        pieces = self._pieces(
-            tokens,
-            budget,
-            seed,
-            temp=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-        )
-        text = _until_stop(pieces, stop)
-        return text if isinstance(prompt, str) else _without_leading_space(text)
+        if sequence is None:
+            sequence = self._sequences.open(tokens)
+        else:
+            sequence.rewrite(tokens)
+        stream = Stream(len(tokens))
+        sampler = self._sampler_for(seed=seed, **settings)
+        pieces = _until_stop(self._pieces(stream, sequence, sampler, budget), stop, stream)
+        if not isinstance(prompt, str):
+            pieces = _without_leading_space(pieces)
+        stream._pieces = pieces
+        return stream
 
     def _pieces(
-        self, tokens: list[int], budget: int, seed: int | None, **sampling: Any
+        self, stream: Stream, sequence: TokenSequence, sampler: Any, budget: int
     ) -> Iterator[str]:
         """Up to budget generated tokens as text; bytes that are no UTF-8 become U+FFFD."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.set_seed(llama_cpp.LLAMA_DEFAULT_SEED if seed is None else seed)
-        if budget > 0:
-            for count, token in enumerate(self.generate(tokens, **sampling), start=1):
-                if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
-                    break
-                yield decoder.decode(self._piece(token))
-                if count == budget:
-                    break
+        reason = "length"
+        while stream._n_made < budget:
+            token = sampler.pick(sequence.tokens, *sequence.next(sampler))
+            if self._is_end(token):
+                reason = "stop"
+                break
+            stream._n_made += 1
+            if stream._n_made < budget:  # steps of other calls may take it along
+                sequence.append(token, sampler)
+            with self._sequences.using():
+                piece = self._piece(token)
+            yield decoder.decode(piece)
+        stream.finish_reason = reason
         yield decoder.decode(b"", final=True)
 
-    def chat(self, messages: Sequence[Message], **sampling: Any) -> str:
-        """The answer to messages, whole. sampling: the arguments of stream."""
-        return "".join(self.stream(messages, **sampling))
+    def chat(self, messages: Sequence[Message], **sampling: Unpack[Sampling]) -> Answer:
+        """The answer to messages, whole: a str with finish_reason and usage. sampling: the
+        arguments of stream."""
+        stream = self.stream(messages, **sampling)
+        answer = Answer("".join(stream))
+        answer.finish_reason, answer.usage = stream.finish_reason, stream.usage
+        return answer
 
-    def _init_sampler(self, *arguments: Any, **sampling: Any) -> Any:
-        """Llama's chain of samplers, in one call that refuses logits that are no numbers."""
-        sampler = super()._init_sampler(*arguments, **sampling)
-        chain, path = sampler.sampler, self.model_path
-        n_best = 0 if arguments else _best_needed(**sampling)
-        sampler.sample = lambda context, idx=-1: sample(chain, context.ctx, idx, n_best, path)
-        return sampler
+    def create_chat_completion(self, messages: Any, *arguments: Any, **keywords: Any) -> Any:
+        """The answer to messages in OpenAI's form; with stream=True, in pieces."""
+        checked = _checked_messages(messages)
+        with_floats = super().create_chat_completion(checked, *arguments, **keywords)
+        if isinstance(with_floats, dict):
+            for choice in with_floats["choices"]:
+                message = choice["message"]
+                if isinstance(message.get("content"), str):
+                    message["content"] = message["content"].lstrip(" ")
+            return with_floats
+        return _chunks_without_leading_space(with_floats)
 
-    def _check_numbers(self, outputs: npt.NDArray[np.float32]) -> None:
-        if not np.isfinite(outputs).all():
-            raise ModelError(f"{self.model_path} is damaged: what it computes are no numbers")
+    # Numbers
 
     def logits(
         self, tokens: Sequence[int], positions: Sequence[int] | None = None
@@ -283,86 +431,35 @@ class MobileLLM(LlamaBase):
 
         Raises ModelError for no tokens, more than n_ctx, or ids outside the vocabulary.
         """
-        tokens = [int(token) for token in tokens]
+        tokens = self._checked_tokens(tokens)
+        self._check_length(tokens)
         wanted = np.arange(len(tokens))[slice(None) if positions is None else list(positions)]
-        out = np.empty((len(wanted), self.n_vocab()), np.float32)
-        for start, stop in self._decode(tokens):
-            got = np.ctypeslib.as_array(self._ctx.get_logits(), (stop - start, self.n_vocab()))
-            here = (start <= wanted) & (wanted < stop)
-            out[here] = got[wanted[here] - start]
-        self.reset()
+        out = self._sequences.rows(tokens, self.n_vocab(), wanted.tolist())
         self._check_numbers(out)
         return out
 
     def embeddings(self, texts: Sequence[str], normalize: bool = True) -> npt.NDArray[np.float32]:
         """float32 [len(texts), n_embd]: the mean over a text's tokens of the last hidden state
-        (after the final norm), scaled to length 1 unless normalize is False."""
-        if isinstance(texts, str):
+        (after the final norm), or what pooling_type says, scaled to length 1 unless normalize is
+        False."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ModelError("embeddings takes a list of texts, not one text")
+        states = self._states([self.tokenize(_bytes(text)) for text in texts])
+        for rows in states:
+            self._check_numbers(rows)
         out = np.empty((len(texts), self.n_embd()), np.float32)
-        llama_cpp.llama_set_embeddings(self.ctx, True)
-        try:
-            for row, text in zip(out, texts, strict=True):
-                tokens = self.tokenize(_bytes(text))
-                total = np.zeros(self.n_embd(), np.float64)
-                for start, stop in self._decode(tokens):
-                    pointer = llama_cpp.llama_get_embeddings(self.ctx)
-                    got = np.ctypeslib.as_array(pointer, (stop - start, self.n_embd()))
-                    self._check_numbers(got)
-                    total += got.sum(0, dtype=np.float64)
-                row[:] = total / len(tokens)
-        finally:
-            llama_cpp.llama_set_embeddings(self.ctx, self.context_params.embeddings)
-            self.reset()
-        if normalize:
-            lengths = np.linalg.norm(out.astype(np.float64), axis=1, keepdims=True)
-            out = (out / np.maximum(lengths, 1e-12)).astype(np.float32)
-        return out
+        for row, rows in zip(out, states, strict=True):
+            row[:] = pooled(rows, self._pooling or MEAN)
+        return normalized(out) if normalize else out
 
-    def _decode(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Runs tokens from an empty context, batch by batch, with an output for each; yields
-        [start, stop) of each batch while its outputs can be read."""
-        n_vocab = self.n_vocab()
-        if not tokens or len(tokens) > self.n_ctx():
-            raise ModelError(
-                f"{len(tokens)} tokens given, and the context holds 1 to {self.n_ctx()}"
-            )
-        if bad := [token for token in tokens if not 0 <= token < n_vocab]:
-            raise ModelError(f"token {bad[0]} is outside the vocabulary of {n_vocab}")
-        self.reset()
-        self._ctx.kv_cache_clear()
-        for start in range(0, len(tokens), self.n_batch):
-            batch = tokens[start : start + self.n_batch]
-            self._batch.set_batch(batch=batch, n_past=start, logits_all=True)
-            self._ctx.decode(self._batch)
-            yield start, start + len(batch)
-
-    def _token_text(self, token: int) -> str:
-        return self._model.token_get_text(token) if token >= 0 else ""
+    def _check_numbers(self, outputs: npt.NDArray[np.float32]) -> None:
+        if not np.isfinite(outputs).all():
+            raise ModelError(f"{self.model_path} is damaged: what it computes are no numbers")
 
 
-def _best_needed(
-    top_k: int = 40,
-    temp: float = 0.8,
-    repeat_penalty: float = 1.0,
-    frequency_penalty: float = 0.0,
-    presence_penalty: float = 0.0,
-    mirostat_mode: int = 0,
-    logits_processor: Any = None,
-    grammar: Any = None,
-    **_: Any,
-) -> int:
-    """How many of the likeliest tokens Llama's chain of samplers starts from; 0: from all, or from
-    more than its top-k finds by a sort of all (128)."""
-    penalties = (repeat_penalty, frequency_penalty, presence_penalty)
-    if logits_processor is not None or grammar is not None or penalties != (1, 0, 0):
-        return 0
-    if temp == 0:
-        return 1
-    return top_k if temp > 0 and mirostat_mode == 0 and 0 < top_k <= 128 else 0
-
-
-def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+def _until_stop(
+    pieces: Iterator[str], stop: Sequence[str], stream: Stream | None = None
+) -> Iterator[str]:
     """Passes pieces on up to the first stop string; holds back what may become one."""
     held = ""
     for piece in pieces:
@@ -370,6 +467,8 @@ def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
         found = min((at for text in stop if (at := held.find(text)) >= 0), default=-1)
         if found >= 0:
             held = held[:found]
+            if stream is not None:
+                stream.finish_reason = "stop"
             break
         safe = len(held) - max((_overlap(held, text) for text in stop), default=0)
         if safe:
@@ -392,3 +491,15 @@ def _without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
         started = started or bool(piece)
         if piece:
             yield piece
+
+
+def _chunks_without_leading_space(chunks: Iterator[Any]) -> Iterator[Any]:
+    """Chunks of a chat completion, each with at most one choice."""
+    started = False
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            content = choice["delta"].get("content")
+            if isinstance(content, str) and not started:
+                choice["delta"]["content"] = content.lstrip(" ")
+                started = bool(choice["delta"]["content"])
+        yield chunk

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from .. import __version__
+from ..engine.arguments import MAX_THREADS
 from ..engine.gguf_file import GGUFFile, context_length, kv_bytes, open_gguf
 from ..engine.library import decode, lib, llama_cpp
-from ..engine.model import MAX_THREADS, MobileLLM
+from ..engine.model import MobileLLM
 from ..errors import ModelError
 
 PREFILL = (64, 256, 1024)  # tokens of a prompt

@@ -76,12 +76,11 @@ def test_a_control_vector_takes_the_ordinary_graph(files, ordinary):
 @pytest.mark.parametrize(
     "params",
     [
-        {"embeddings": True, "pooling_type": 0},
         {"type_k": BF16, "type_v": BF16},
         {"type_k": Q4_0, "type_v": Q4_0},
         {"rope_scaling_type": 2, "yarn_ext_factor": 1.0, "rope_freq_scale": 0.5},
     ],
-    ids=["embeddings", "bf16-cache", "q4_0-cache", "yarn"],
+    ids=["bf16-cache", "q4_0-cache", "yarn"],
 )
 def test_requests_that_take_the_ordinary_graph(files, ordinary, params):
     fused = decode(files["llama"], TOKENS[:20], **params)

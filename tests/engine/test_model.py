@@ -15,9 +15,12 @@ from gguf_edit import BOOL, rewrite
 from peer import greedy, run_on
 
 from mobilellm_cpp import CheckpointError, MobileLLM, ModelError, convert_checkpoint
-from mobilellm_cpp.engine import library
+from mobilellm_cpp.engine import library, sequences
 from mobilellm_cpp.engine.conversation import Conversation
+from mobilellm_cpp.engine.inherited import _COPY
+from mobilellm_cpp.engine.library import run_step
 from mobilellm_cpp.engine.model import _until_stop
+from mobilellm_cpp.engine.sampling import Sampler
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
@@ -128,20 +131,41 @@ def test_sampling_is_that_of_llama_cpp_python(llm, tied, tmp_path):
     assert len({str(answer) for answer in json.loads(plain.stdout)[0]}) > len(SETTINGS) // 2
 
 
-def test_a_prompt_that_goes_on_decodes_only_what_is_new(llm, monkeypatch):
-    decoded = []
-    plain = llm._ctx.decode
-    monkeypatch.setattr(llm._ctx, "decode", lambda b: (decoded.append(b.batch.n_tokens), plain(b)))
+@pytest.fixture
+def computed(monkeypatch):
+    """How many tokens each step computes."""
+    found = []
+
+    def counted(context, step):
+        found.append(step.native.n_tokens)
+        return run_step(context, step)
+
+    monkeypatch.setattr(sequences, "run_step", counted)
+    return found
+
+
+def test_a_conversation_that_goes_on_computes_only_what_is_new(llm, computed):
     sampling = {"max_tokens": 4, "temperature": 0.0}
+    talk = llm._sequences.open([])
+    first = "".join(llm._stream("a b c d", sampling, talk))
+    made = len(llm.tokenize(b"a b c d"))
+    assert computed[-4:] == [made, 1, 1, 1] and first
+    computed.clear()
+    "".join(llm._stream("a b c d e f", sampling, talk))
+    assert computed[0] == len(llm.tokenize(b"a b c d e f")) - made
+
+
+def test_prompts_that_begin_alike_share_what_can_be_shared_to_the_bit(files, computed):
+    """In the fused step: all but the last tokens, which are computed as they would be alone."""
+    prompt = [1, *range(40, 80)]
+    want = MobileLLM(files["shared"], n_threads=1).logits([*prompt, 5, 6])[-1]
+    llm = MobileLLM(files["shared"], n_threads=1)
+    next(llm.generate(prompt))
     llm.reset()
-    said = "".join(llm.stream("a b c d", **sampling))
-    first = len(llm.tokenize(b"a b c d"))
-    assert decoded == [first, 1, 1, 1]
-    decoded.clear()
-    again = "".join(llm.stream("a b c d e f", **sampling))
-    assert decoded[0] == len(llm.tokenize(b"a b c d e f")) - first
-    llm.reset()
-    assert again == "".join(llm.stream("a b c d e f", **sampling)) and said
+    computed.clear()
+    sequence = llm._sequences.open([*prompt, 5, 6])
+    _, got = sequence.next(_COPY)
+    assert computed == [13] and np.array_equal(got, want)
 
 
 def test_a_token_outside_the_vocabulary_has_no_text(llm):
@@ -169,7 +193,8 @@ def test_stop_strings_across_pieces(pieces, stop, want):
 def test_characters_of_several_tokens_come_whole(llm, monkeypatch):
     """Byte tokens of one character are put together; a broken one becomes U+FFFD."""
     smile = llm.tokenize("😀".encode(), add_bos=False)[1:]
-    monkeypatch.setattr(llm, "generate", lambda tokens, **_: iter([*smile, *smile[:2], 2]))
+    tokens = iter([*smile, *smile[:2], 2])
+    monkeypatch.setattr(Sampler, "pick", lambda *_: next(tokens))
     assert [p for p in llm.stream("x", max_tokens=9) if p] == ["😀", "\ufffd"]
 
 
@@ -224,7 +249,7 @@ def test_misuse_gets_a_sentence(llm, misuse, sentence):
         ({"n_ctx": -1}, "n_ctx is -1"),
         ({"n_ctx": 2**40}, "n_ctx is 1099511627776"),
         ({"n_ctx": 2**28}, "more memory than this machine has"),
-        ({"n_threads": 100000}, "n_threads is 100000, outside 1 to 512"),
+        ({"n_threads": 100000}, "n_threads is 100000, outside 0 to 512"),
         ({"n_batch": -1}, "n_batch is -1"),
         ({"lora_path": "/nowhere"}, "/nowhere: no such file"),
     ],

@@ -174,7 +174,7 @@ def test_a_child_of_a_child_answers(path):
 
 
 def test_a_child_shares_the_weights_with_its_parent(path):
-    then = "print(private(), flush=True)"
+    then = "os.write(1, f'{private()}\\n'.encode())"  # in one piece
     out = run(path, IN_CHILDREN.format(ask="answer(llm, number)", then=then))
     assert len(out.split()) == 4
     assert max(map(int, out.split())) < path.stat().st_size / 5

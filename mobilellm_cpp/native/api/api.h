@@ -23,10 +23,29 @@ LLAMA_API int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * tex
 // llama_decode that turns what it cannot build a graph for into INT32_MIN, with a reason.
 LLAMA_API int32_t mobilellm_decode(llama_context * ctx, llama_batch batch);
 
-// llama_sampler_sample over finite logits: -1 where one of them is no number, INT32_MIN, with a reason, where the
-// sampler fails. n_best, up to 128: the chain begins with a top-k of that many (or, for 1, is greedy), so that only
-// they matter; 0: any token does.
-LLAMA_API int32_t mobilellm_sample(llama_sampler * sampler, llama_context * ctx, int32_t idx, int32_t n_best);
+// Tokens of several sequences, those of each one after the other, and what is wanted of them.
+struct mobilellm_step {
+    int32_t              n_tokens;
+    const llama_token *  tokens;     // (n_tokens)
+    const llama_pos *    positions;  // (n_tokens)
+    const llama_seq_id * sequences;  // (n_tokens)
+    const int8_t *       outputs;    // (n_tokens) 1: something is wanted after this token. For each such, in order:
+    llama_sampler **     samplers;   // who chooses the next token, or NULL
+    const int32_t *      n_best;     // up to 128: the samplers begin with a top-k of that many (or, for 1, are greedy),
+                                     // so that only they matter; 0: any token does
+    llama_token *        chosen;     // the token: -1 where a logit is no number, INT32_MIN where a sampler fails
+    float **             logits;     // where the logits are copied to (n_vocab), or NULL
+    float **             states;     // where the normed hidden states are copied to (n_embd), or NULL; NULL: nowhere.
+                                     // Else something must be wanted of every token.
+    bool                 fused;      // set: it was computed in one node, whose bits do not depend on other sequences
+};
+
+// 0 when done. Else nothing of it is in the cache: 1 there is no room; 2 a sequence does not end where its tokens
+// begin; INT32_MIN and others, with a reason, what cannot be computed.
+LLAMA_API int32_t mobilellm_run_step(llama_context * ctx, mobilellm_step * step);
+
+// llama_sampler_sample over logits (n_vocab) without NaN, some of which may be -inf, as `chosen` above.
+LLAMA_API int32_t mobilellm_choose(llama_sampler * sampler, const float * logits, int32_t n_vocab, int32_t n_best);
 
 // llama_sampler_init_grammar of a grammar that can be followed in bounded memory; NULL, with a reason, for others.
 LLAMA_API llama_sampler * mobilellm_grammar_init(const llama_vocab * vocab, const char * text, const char * root);

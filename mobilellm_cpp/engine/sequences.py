@@ -1,0 +1,660 @@
+"""Any number of sequences over one llama.cpp context: a sequence is its tokens, the KV cache is
+only a cache.
+
+Whoever wants a sequence to go on makes a step for it, and takes along all others that can go on:
+the context belongs to one thread for a step, never for an answer. A sequence that has lost its
+place in the cache gets it back, from a copy or by computing its tokens again.
+
+What a sequence computes depends on its own tokens alone, to the last bit. The fused step (see
+docs/architecture.md) has two ways whose bits differ, for few tokens and for many; each token of a
+sequence is always computed in the same one, and steps never mix the two. Where the model does not
+run in the fused step, sequences have the cache one at a time."""
+
+import ctypes
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ModelError
+from .library import Step, llama_cpp, not_computed, run_step
+
+FEW = 12  # tokens of one sequence in a step that the fused step computes one by one
+FEW_IN_ALL = 64  # of all sequences
+QUICK = 128  # tokens of a prompt in a step while other sequences wait
+TURN = 32  # steps that a sequence may make before it loses its place to another one that waits
+PATIENCE = 0.05  # seconds after which the caller who has waited longest gets a place in any case
+IDLE = 0.002  # seconds after its last step in which a sequence keeps its place
+
+
+class Wanted(Protocol):
+    """What a sequence wants after its last token: a token by llama.cpp's samplers, or the
+    logits."""
+
+    @property
+    def chain(self) -> int | None: ...  # a llama_sampler; None: the logits are copied
+
+    @property
+    def n_best(self) -> int: ...
+
+
+class Rows:
+    """What is wanted after many tokens: their logits or their hidden states, as rows of an
+    array."""
+
+    def __init__(self, width: int, indices: Iterable[int], states: bool) -> None:
+        self.row_of = {index: row for row, index in enumerate(indices)}
+        self.states = states
+        self.out = np.empty((len(self.row_of), width), np.float32)
+
+    def address(self, index: int) -> int:
+        """Where the row of a token goes; 0: nothing is wanted of it."""
+        row = self.row_of.get(index)
+        return 0 if row is None else self.out.ctypes.data + row * self.out.strides[0]
+
+
+class State:
+    """What is known of a sequence, also after its Sequence is gone: then others may go on from
+    it."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.runs: list[tuple[int, bool]] = []  # [end, computed as many]
+        self.done = 0  # leading tokens whose K and V are in the cache, or in `parked`
+        self.slot: Any = None  # its number in the cache
+        self.parked: Any = None  # K and V of done tokens, copied out of the cache
+        self.trim = False  # the cache holds more than `done`
+        self.live = True
+        self.wanted: Wanted | None = None
+        self.rows: Rows | None = None
+        self.chosen: int | None = None
+        self.logits: npt.NDArray[np.float32] | None = None
+        self.waits = False  # a caller does
+        self.thread = 0  # of the last caller
+        self.turn = 0  # steps since it has its place
+        self.last = 0.0  # when it made the last one
+        self.since = 0.0  # when its caller began to wait
+
+    def add(self, tokens: list[int], many: bool) -> None:
+        if not tokens:
+            return
+        self.tokens += tokens
+        if self.runs and self.runs[-1][1] == many:
+            self.runs.pop()
+        self.runs.append((len(self.tokens), many))
+
+    def cut(self, length: int) -> None:
+        """Forgets all tokens from `length` on."""
+        if length < len(self.tokens):
+            del self.tokens[length:]
+            kept = [run for run in self.runs if run[0] <= length]
+            if length > (kept[-1][0] if kept else 0):
+                kept.append((length, self.runs[len(kept)][1]))
+            self.runs = kept
+        self.go_back(length)
+
+    def go_back(self, done: int) -> None:
+        """Tokens from `done` on are to be computed again."""
+        if done < self.done:
+            self.done, self.trim = done, True
+        self.chosen = self.logits = None
+
+    def again(self) -> None:
+        """The last token is to be computed again, in the way it was."""
+        start = self.runs[-2][0] if len(self.runs) > 1 else 0
+        self.go_back(max(start, len(self.tokens) - (FEW + 1 if self.runs[-1][1] else 1)))
+
+    def pending(self) -> bool:
+        return self.done < len(self.tokens)
+
+    def run(self) -> tuple[int, int, bool]:
+        """Start, end and way of the run of the next token."""
+        start = 0
+        for end, many in self.runs:
+            if end > self.done:
+                return start, end, many
+            start = end
+        raise AssertionError("nothing is pending")
+
+    def same(self, tokens: list[int], many: bool) -> int:
+        """How many of its computed tokens begin `tokens` and were computed in that way."""
+        if not self.runs or self.runs[0][1] != many:
+            return 0
+        return common_prefix(self.tokens[: min(self.done, self.runs[0][0])], tokens)
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])
+
+
+class Sequence:
+    """A sequence that somebody goes on with. When the last reference is gone so is its claim to the
+    cache."""
+
+    def __init__(self, owner: "Sequences") -> None:
+        self.owner = owner
+        self.state = State()
+
+    def __del__(self) -> None:
+        self.state.live = False  # no lock: this may run anywhere
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.state.tokens
+
+    def rewrite(self, tokens: list[int]) -> None:
+        """Makes it consist of tokens; what it has in common with them need not be computed
+        again."""
+        with self.owner.lock:
+            state = self.state
+            keep = min(common_prefix(state.tokens, tokens), len(tokens) - 1)
+            state.cut(keep if self.owner.can_cut(state, keep) else 0)
+            added = tokens[len(state.tokens) :]
+            state.add(added, self.owner.as_many(len(added)))
+
+    def extend(self, tokens: list[int]) -> None:
+        """Adds tokens that were given."""
+        with self.owner.lock:
+            self.state.add(list(tokens), self.owner.as_many(len(tokens)))
+            self.state.chosen = self.state.logits = None
+
+    def append(self, token: int, wanted: Wanted | None) -> None:
+        """Adds a generated token. Steps of others may go on from it, if anything is wanted."""
+        state = self.state
+        state.chosen = state.logits = None
+        state.wanted = None  # a step of another thread sees nothing half done
+        state.add([token], many=False)
+        state.wanted = wanted
+
+    def next(self, wanted: Wanted) -> tuple[int | None, npt.NDArray[np.float32] | None]:
+        """After its last token: the token that the samplers choose, or the logits (a copy). Raises
+        ModelError where it cannot be computed."""
+        state = self.state
+        state.wanted = wanted
+        if not state.pending() and state.chosen is None and state.logits is None:
+            with self.owner.lock:  # it was computed when nobody wanted to know
+                state.again()
+        if state.pending():
+            self.owner.run(state)
+        return state.chosen, state.logits
+
+    def compute(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """The rows of all its tokens."""
+        self.state.rows = rows
+        self.owner.run(self.state)
+        return rows.out
+
+    def copy(self) -> tuple[bytes, int]:
+        """K and V of its computed tokens, and how many these are, for restore()."""
+        with self.owner.lock:
+            self.owner.check_open()
+            state = self.state
+            if state.slot is None:
+                return bytes(state.parked or b""), state.done if state.parked else 0
+            self.owner.place(state)  # what was cut goes
+            return bytes(self.owner.copied(state)), state.done
+
+    def restore(self, tokens: list[int], data: bytes) -> None:
+        """Takes back what copy() gave."""
+        with self.owner.lock:
+            self.owner.check_open()
+            self.owner.drop(self.state)
+            self.state.cut(0)
+            self.state.add(list(tokens), many=False)
+            self.state.parked = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+            self.state.done = len(tokens)
+            self.owner.place(self.state)
+
+
+class Sequences:
+    """The one owner of a context. `context` gives the llama_context; n_slots sequences at most have
+    a place in its cache at a time; n_ubatch tokens at most are computed in a step."""
+
+    def __init__(
+        self, context: Any, n_slots: int, n_ubatch: int, n_vocab: int, window: int, causal: bool
+    ) -> None:
+        self.lock = threading.Lock()
+        self.context = context
+        self.n_ubatch = n_ubatch
+        self.fused: bool | None = None  # whether steps are computed in one node, once it is known
+        self._causal = causal
+        self._n_vocab = n_vocab
+        self._window = window
+        self._memory = llama_cpp.llama_get_memory(context)
+        self._n_slots = n_slots
+        self._slots = list(range(1, n_slots + 1))  # free; 0 is left to who calls llama.h directly
+        self._placed: dict[int, State] = {}
+        self._waiting: dict[int, State] = {}  # for whom callers wait
+        self._was_many = False
+        self._step = Step(n_ubatch)
+        self._closed = False
+        self._users = threading.Condition()
+        self._n_users = 0
+        _all.add(self)
+
+    def open(self, tokens: list[int]) -> Sequence:
+        """A new sequence; tokens are its prompt."""
+        sequence = Sequence(self)
+        sequence.state.add(list(tokens), self.as_many(len(tokens)))
+        return sequence
+
+    def compute_all(
+        self, texts: list[list[int]], width: int, states: bool
+    ) -> list[npt.NDArray[np.float32]]:
+        """The logits (width: n_vocab) or hidden states (n_embd) of all tokens of each text, several
+        texts in a step where the model allows it."""
+        found = []
+        for first in range(0, len(texts), self._n_slots):
+            part = [self.open(tokens) for tokens in texts[first : first + self._n_slots]]
+            for sequence in part:
+                sequence.state.rows = Rows(width, range(len(sequence.tokens)), states)
+            self._run_together([sequence.state for sequence in part])
+            found += [sequence.state.rows.out for sequence in part if sequence.state.rows]
+        return found
+
+    def rows(self, tokens: list[int], width: int, indices: list[int]) -> npt.NDArray[np.float32]:
+        """The logits after the tokens at these places."""
+        sequence = self.open(tokens)
+        sequence.state.rows = Rows(width, indices, states=False)
+        return sequence.compute(sequence.state.rows)
+
+    def _run_together(self, states: list[State]) -> None:
+        for state in states:
+            state.thread, state.waits = threading.get_ident(), True
+        try:
+            with self.lock:
+                self.check_open()
+                if self.fused is None:
+                    self._probe()
+                for state in states if self.fused else []:
+                    self.place(state)
+            for state in states:
+                self.run(state)
+                state.live = False  # its place is free
+        finally:
+            for state in states:
+                state.waits = False
+
+    def as_many(self, n: int) -> bool:
+        """In which way a prompt of n tokens is computed."""
+        return n > FEW if self.n_ubatch > 2 * FEW else False
+
+    def close(self) -> None:
+        """Waits for what runs; from now on every call raises ModelError."""
+        with self._users:
+            self._closed = True
+            self._users.wait_for(lambda: self._n_users == 0)
+        with self.lock:
+            self._placed.clear()
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Keeps the model from being freed meanwhile."""
+        with self._users:
+            self.check_open()
+            self._n_users += 1
+        try:
+            yield
+        finally:
+            with self._users:
+                self._n_users -= 1
+                self._users.notify_all()
+
+    def forget(self) -> None:
+        """Nothing in the cache is to be used any more: what computes it has changed."""
+        with self.lock:
+            self.check_open()
+            for state in list(self._placed.values()):
+                self.drop(state)
+            self.fused = None
+
+    def nobody_waits(self) -> None:
+        """The other threads are gone."""
+        self._waiting.clear()
+        for state in self._placed.values():
+            state.waits = False
+
+    def check_open(self) -> None:
+        if self._closed:
+            raise ModelError("this model is closed")
+
+    # Going on
+
+    def run(self, state: State) -> None:
+        """Returns when nothing of the sequence is pending."""
+        if not self._causal and (len(state.tokens) > self.n_ubatch or state.done > 0):
+            raise ModelError(
+                f"the model cannot be run: it is not causal, and its {len(state.tokens)} tokens do "
+                f"not fit into one step of n_ubatch {self.n_ubatch}"
+            )
+        state.thread = threading.get_ident()
+        state.waits, state.since = True, time.monotonic()
+        self._waiting[id(state)] = state
+        try:
+            while state.pending():
+                with self.lock:
+                    self.check_open()
+                    mine = not state.pending() or self._go_on(state)
+                if not mine:
+                    time.sleep(IDLE / 4)
+        finally:
+            state.waits = False
+            self._waiting.pop(id(state), None)
+
+    def _go_on(self, first: State) -> bool:
+        """One step that brings `first` on, or others that it would keep waiting. False: there is no
+        place in the cache that it may take now."""
+        if self.fused is None:
+            self._probe()
+        if not self.place(first):
+            return False
+        _, _, many = first.run()
+        others = self._others(first) if self.fused else []
+        few = [state for state in others if not state.run()[2]]
+        if not many:
+            return self._compute(first, few, many)
+        if few and self._was_many and self._compute(few[0], few[1:], many=False):
+            return True
+        if not self.place(first):  # which may have lost it to them
+            return False
+        return self._compute(first, [s for s in others if s.run()[2] and s.waits], many)
+
+    def _probe(self) -> None:
+        """Computes a token to see how this model runs, with what is set at the moment."""
+        for state in list(self._placed.values()):
+            self.drop(state)
+        slot = self._slots[-1]
+        self._step.clear(states=False)
+        self._step.add(0, 0, slot)
+        result = run_step(self.context, self._step)
+        self._remove(slot, 0)
+        if result != 0:
+            raise not_computed(result)
+        self.fused = self._step.fused
+
+    def _others(self, first: State) -> list[State]:
+        """Sequences with a place that can go on."""
+        states = (first.rows or _none).states
+        return [
+            state
+            for state in self._placed.values()
+            if state is not first
+            and state.live
+            and state.pending()
+            and (state.wanted is not None or state.rows is not None)
+            and (state.rows or _none).states == states
+        ]
+
+    def _compute(self, first: State, along: list[State], many: bool) -> bool:
+        """One step of a sequence and those that go along. False: there is no room for now."""
+        while True:
+            members = self._gather(first, along, many)
+            step = self._step
+            result = run_step(self.context, step)
+            if result == 0:
+                self._was_many = many
+                self._deliver(members)
+                return True
+            if result == 2:  # somebody else has changed the cache
+                for state, _, _ in members:
+                    if self._last_position(state) != state.done - 1:
+                        self.drop(state)
+                along = []
+                if not self.place(first):
+                    return False
+            elif result == 1:
+                if self._make_room(first, keep=[first, *along]):
+                    continue
+                if not along and len(self._placed) > 1:
+                    return False
+                if not along:
+                    raise ModelError("the context is full")
+                along = []
+            elif along:  # let those that can be computed be
+                along = []
+            else:
+                raise not_computed(result)
+
+    def _gather(
+        self, first: State, along: list[State], many: bool
+    ) -> list[tuple[State, int, npt.NDArray[np.float32] | None]]:
+        """Fills the step; who takes part in it, with how many tokens, and where logits go."""
+        step = self._step
+        step.clear(states=first.rows is not None and first.rows.states)
+        room = self.n_ubatch if not many or not self._busy(first) else QUICK
+        room = min(self.n_ubatch, room if many or not self.fused else FEW_IN_ALL)
+        members = []
+        for state in [first, *along]:
+            n = self._piece(state, many, room)
+            if n > 0:
+                room -= n
+                members.append((state, n, self._fill(state, n)))
+        return members
+
+    def _busy(self, first: State) -> bool:
+        """Whether other sequences are being gone on with."""
+        recent = time.monotonic() - 25 * IDLE
+        return bool(self.fused) and any(
+            state is not first and state.live and (state.pending() or state.last > recent)
+            for state in self._placed.values()
+        )
+
+    def _piece(self, state: State, many: bool, room: int) -> int:
+        """How many tokens of a sequence to compute in a step with so much room; 0: none."""
+        start, end, _ = state.run()
+        rest = end - state.done
+        if self.fused and not many:
+            return min(rest, FEW, room)
+        if not self.fused:  # always in the same pieces
+            return min(rest, self.n_ubatch - (state.done - start) % self.n_ubatch)
+        n = min(rest, room)
+        if 0 < rest - n <= FEW:
+            n = rest - FEW - 1
+        return n if n > FEW or n == rest else 0
+
+    def _fill(self, state: State, n: int) -> npt.NDArray[np.float32] | None:
+        step, begin, last = self._step, state.done, len(state.tokens) - 1
+        logits = None
+        for index in range(begin, begin + n):
+            step.add(state.tokens[index], index, state.slot)
+            if state.rows is not None:
+                if state.rows.states or state.rows.address(index):
+                    step.want(rows=state.rows.address(index))
+            elif index == last and state.wanted is not None:
+                if state.wanted.chain is None:
+                    logits = np.empty(self._n_vocab, np.float32)
+                    step.want(rows=logits.ctypes.data)
+                else:
+                    step.want(chain=state.wanted.chain, n_best=state.wanted.n_best)
+        return logits
+
+    def _deliver(self, members: list[tuple[State, int, npt.NDArray[np.float32] | None]]) -> None:
+        now, at = time.monotonic(), 0
+        for state, n, logits in members:
+            begin, end = state.done, state.done + n
+            state.turn += 1
+            state.last = now
+            if state.rows is not None:
+                rows = state.rows
+                at += n if rows.states else sum(rows.address(i) != 0 for i in range(begin, end))
+            elif end == len(state.tokens) and state.wanted is not None:
+                if state.wanted.chain is not None:
+                    state.chosen = self._step.chosen(at)
+                state.logits = logits
+                at += 1
+            state.done = end  # last: from now on its caller may look at what was made
+
+    # Places in the cache
+
+    def place(self, state: State) -> bool:
+        """Sees to it that a sequence has a place with its done tokens. False: not now."""
+        if state.slot is not None:
+            if state.trim:
+                self._remove(state.slot, state.done)
+                state.trim = False
+            return True
+        if not self.fused and self._placed and not self._leave_alone(state):
+            return False
+        if state.parked is None and state.done == 0 and self._start_from_another(state):
+            return True
+        if not self._slots and not self._make_room(state, keep=[state]):
+            return False
+        slot = self._slots.pop()
+        self._give_slot(state, slot)
+        while state.parked is not None:
+            size = len(state.parked)
+            if llama_cpp.llama_state_seq_set_data(self.context, state.parked, size, slot):
+                state.parked = None
+                self._remove(slot, state.done)
+            elif not self._make_room(state, keep=[state]):
+                state.parked, state.done = None, 0  # computed again
+        return True
+
+    def _leave_alone(self, state: State) -> bool:
+        """Where sequences have the cache one at a time: takes it from the one that has it, unless
+        that is of use to the new one."""
+        for other in list(self._placed.values()):
+            if other.live and not self._may_go(other, state):
+                return False
+            if other.live or not self._shared(other, state):
+                self._take_place(other)
+        return True
+
+    def _start_from_another(self, state: State) -> bool:
+        """Gives a new sequence the beginning that another one has computed in the same way."""
+        best = max(self._placed.values(), key=lambda s: self._shared(s, state), default=None)
+        shared = self._shared(best, state) if best else 0
+        if best is None or shared == 0 or not self.can_cut(best, shared):
+            return False
+        if not best.live:
+            slot = best.slot
+            del self._placed[slot]
+            best.slot, best.done = None, 0
+            self._remove(slot, shared)
+        elif self.fused and (self._slots or self._make_room(state, keep=[state, best])):
+            slot = self._slots.pop()
+            llama_cpp.llama_memory_seq_cp(self._memory, best.slot, slot, 0, shared)
+        else:
+            return False
+        state.done = shared
+        self._give_slot(state, slot)
+        return True
+
+    def _shared(self, other: State, state: State) -> int:
+        """How many tokens a new sequence may take over from another one: the rest must be computed
+        in the way in which it would be, were nothing there."""
+        many = state.runs[0][1]
+        first = state.runs[0][0]
+        if state.rows is not None or not self._causal:
+            return 0  # something is wanted of each
+        n = other.same(state.tokens[:first], many)
+        if not self.fused:  # whole pieces
+            return min(n, first - 1) // self.n_ubatch * self.n_ubatch
+        n = min(n, first - FEW - 1 if many else first - 1)
+        return n if n > FEW or not many else 0
+
+    def _make_room(self, state: State, keep: list[State]) -> bool:
+        """Takes the place of the sequence that is least likely to need it."""
+        others = [s for s in self._placed.values() if all(s is not k for k in keep)]
+        others = [s for s in others if not s.live or self._may_go(s, state)]
+        if not others:
+            return False
+        self._take_place(min(others, key=lambda s: (s.live, s.waits, s.last)))
+        return True
+
+    def _may_go(self, other: State, state: State) -> bool:
+        now = time.monotonic()
+        if other.thread == state.thread or other.turn >= TURN:
+            return True
+        if not other.waits and now - other.last > IDLE:
+            return True
+        first = min(list(self._waiting.values()), key=lambda s: s.since, default=state)
+        return first is state and now - state.since > PATIENCE
+
+    def _take_place(self, state: State) -> None:
+        if state.live and state.done > 0 and self._last_position(state) == state.done - 1:
+            state.parked = self.copied(state)
+            done = state.done
+            self.drop(state)
+            state.done = done
+        else:
+            self.drop(state)
+
+    def drop(self, state: State) -> None:
+        """The sequence has nothing in the cache any more."""
+        if state.slot is not None:
+            self._remove(state.slot, 0)
+            del self._placed[state.slot]
+            self._slots.append(state.slot)
+        state.slot, state.done = None, 0
+
+    def copied(self, state: State) -> Any:
+        """K and V of a placed sequence."""
+        size = llama_cpp.llama_state_seq_get_size(self.context, state.slot)
+        data = (ctypes.c_uint8 * size)()
+        n = llama_cpp.llama_state_seq_get_data(self.context, data, size, state.slot)
+        if n == 0 or n > size:
+            raise ModelError("the state of a sequence cannot be copied")
+        return data
+
+    def can_cut(self, state: State, length: int) -> bool:
+        """Whether a sequence can go on after its first tokens: sliding layers may have dropped some
+        that the next one would see."""
+        if not self._window or length == 0 or length >= state.done or state.slot is None:
+            return not (self._window and state.parked is not None and length < state.done)
+        first = llama_cpp.llama_memory_seq_pos_min(self._memory, state.slot)
+        return bool(first <= max(0, length - self._window + 1))
+
+    def _give_slot(self, state: State, slot: int) -> None:
+        state.slot, state.turn, state.trim = slot, 0, False
+        self._placed[slot] = state
+
+    def _remove(self, slot: int, start: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, start, -1)
+
+    def _last_position(self, state: State) -> int:
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, state.slot))
+
+
+class _NoRows:
+    states = False
+
+
+_none: Any = _NoRows()
+
+# A fork waits for steps to end: the child then finds every cache as it was between two of them.
+_all: "weakref.WeakSet[Sequences]" = weakref.WeakSet()
+_held: list[Sequences] = []
+
+
+def _before_fork() -> None:
+    _held[:] = list(_all)
+    for owner in _held:
+        owner.lock.acquire()
+
+
+def _after_fork() -> None:
+    for owner in _held:
+        owner.lock.release()
+    _held.clear()
+
+
+def _after_fork_in_child() -> None:
+    for owner in _held:
+        owner.nobody_waits()
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )
