@@ -92,7 +92,7 @@ print(json.dumps([first - start, tokens / (last - first) if tokens > 0 else 0]))
 BANDWIDTH = """
 import json, sys
 from mobilellm_cpp.inspection.benchmark import READ, read_bandwidth
-print(read_bandwidth(READ, json.loads(sys.argv[1]), 3))
+print(read_bandwidth(READ, json.loads(sys.argv[1])))
 """
 
 

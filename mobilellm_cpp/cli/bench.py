@@ -62,6 +62,8 @@ def _print(report: "Report") -> None:
         print(f"  first token {start} after the start, prompt of {m.prompt_tokens} tokens")
         print(f"  peak memory {m.peak_memory / 2**20:.0f} MiB")
         print(f"  a decoded token reads {m.bytes_per_token / 2**20:.1f} MiB of weights")
+    if report.streaming:
+        print(f"weights are fetched ahead by {report.streaming}")
     table = Table(box=None, pad_edge=False)
     table.add_column("threads", justify="right")
     table.add_column("phase")

@@ -30,8 +30,10 @@ PROMPT = 64  # tokens before the first one of a new process
 READ = 1 << 30  # bytes read to find the bandwidth
 
 read_bandwidth = lib.mobilellm_read_bandwidth
-read_bandwidth.argtypes = [ctypes.c_size_t, ctypes.c_int32, ctypes.c_int32]
+read_bandwidth.argtypes = [ctypes.c_size_t, ctypes.c_int32]
 read_bandwidth.restype = ctypes.c_double
+lib.mobilellm_streaming_text.argtypes = []
+lib.mobilellm_streaming_text.restype = ctypes.c_char_p
 _head_share = lib.mobilellm_head_share
 _head_share.argtypes = [
     llama_cpp.llama_cpp.llama_model_p_ctypes,
@@ -93,13 +95,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All figures of one run, with what they depend on."""
+    """All figures of one run, with what they depend on. streaming: how packed weights are brought
+    to the caches, as measured while the models were loaded."""
 
     date: str
     cpu: str
     version: str
     llama_cpp: str
     repeat: int
+    streaming: str
     models: list[ModelFigures]
     limits: list[Limit]
     rows: list[Row]
@@ -129,7 +133,7 @@ def benchmark(
     for n in threads:
         on = f"{n} thread{'s' * (n > 1)}"
         progress(f"{on}: bandwidth of memory and the output head")
-        limit = Limit(n, read_bandwidth(READ, n, 3), [r.head_share(n) for r in runners])
+        limit = Limit(n, read_bandwidth(READ, n), [r.head_share(n) for r in runners])
         limits.append(limit)
         for phase, sizes in (("prefill", PREFILL), ("decode", DEPTHS)):
             for tokens in sizes:
@@ -143,6 +147,7 @@ def benchmark(
         version=__version__,
         llama_cpp=llama_cpp.__version__,
         repeat=repeat,
+        streaming=lib.mobilellm_streaming_text().decode(),
         models=models,
         limits=limits,
         rows=rows,

@@ -61,9 +61,9 @@ LLAMA_API const char * mobilellm_streaming_text();
 // 0: measure again) and how far ahead, in 64 columns. Only the speed depends on it.
 LLAMA_API void mobilellm_streaming_force(int32_t hint, int64_t ahead);
 
-// Bytes a second at which n_threads read `size` bytes of their own in huge pages, the best of n_rounds at several
-// prefetch distances; 0 when there is no memory for it.
-LLAMA_API double mobilellm_read_bandwidth(size_t size, int32_t n_threads, int32_t n_rounds);
+// Bytes a second at which n_threads read `size` bytes of their own in huge pages: the best of every prefetch
+// instruction and none, near and far, and one to eight streams a thread; 0 when there is no memory for it.
+LLAMA_API double mobilellm_read_bandwidth(size_t size, int32_t n_threads);
 
 // The part of a decoded token's time that passes between the final norm and the logits, the median of n_steps in a
 // context of its own; 0 when it cannot be told.

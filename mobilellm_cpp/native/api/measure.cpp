@@ -59,28 +59,72 @@ struct pages {
     size_t size;
 };
 
-constexpr size_t STEP = 256;  // bytes of one turn of the loop: four cache lines
+constexpr size_t STEP        = 256;  // bytes of one turn of the loop: four cache lines
+constexpr size_t MAX_STREAMS = 8;
 
-// The exclusive or of [begin, end), a multiple of STEP, prefetching `ahead` bytes further on.
-uint64_t read_all(const char * begin, const char * end, size_t ahead) {
-    uint64_t sums[8] = {};
-    for (const char * at = begin; at < end; at += STEP) {
-        for (size_t line = 0; line < STEP; line += 64) {
 #if defined(__GNUC__)
-            __builtin_prefetch(at + ahead + line);
-#endif
-        }
-        uint64_t words[STEP / 8];
-        std::memcpy(words, at, STEP);
-        for (size_t i = 0; i < STEP / 8; i++) {
-            sums[i % 8] ^= words[i];
+using words = uint64_t __attribute__((vector_size(64)));  // in registers, which an array is not always
+#else
+struct words {
+    uint64_t word[8];
+
+    void operator^=(const words & other) {
+        for (int i = 0; i < 8; i++) {
+            word[i] ^= other.word[i];
         }
     }
+
+    uint64_t operator[](int i) const { return word[i]; }
+};
+#endif
+
+// The exclusive or of size bytes, read as so many streams side by side, prefetching `ahead` bytes further on. LOCALITY
+// is that of __builtin_prefetch; below 0: none.
+template <int LOCALITY>
+uint64_t read_all(const char * data, size_t size, size_t n_streams, size_t ahead) {
+    words        even = {};
+    words        odd  = {};
+    const size_t part = size / n_streams;
+    for (size_t at = 0; at < part; at += STEP) {
+        for (const char * here = data + at; here < data + size; here += part) {
+#if defined(__GNUC__)
+            for (size_t line = 0; LOCALITY >= 0 && line < STEP; line += 64) {
+                __builtin_prefetch(here + ahead + line, 0, LOCALITY < 0 ? 0 : LOCALITY);
+            }
+#endif
+            for (size_t line = 0; line < STEP; line += 128) {
+                even ^= *reinterpret_cast<const words *>(here + line);
+                odd ^= *reinterpret_cast<const words *>(here + line + 64);
+            }
+        }
+    }
+    even ^= odd;
     uint64_t sum = 0;
-    for (uint64_t part : sums) {
-        sum ^= part;
+    for (int i = 0; i < 8; i++) {
+        sum ^= even[i];
     }
     return sum;
+}
+
+// What a processor's memory gives depends on how it is asked: by every prefetch instruction and none, near and far,
+// in one stream and several.
+struct way_to_read {
+    uint64_t (*read)(const char * data, size_t size, size_t n_streams, size_t ahead);
+    size_t n_streams;
+    size_t ahead;
+};
+
+std::vector<way_to_read> ways_to_read() {
+    std::vector<way_to_read> ways;
+    for (size_t n_streams = 1; n_streams <= MAX_STREAMS; n_streams *= 2) {
+        ways.push_back({ read_all<-1>, n_streams, 0 });
+        for (const size_t ahead : { 1024, 4096 }) {
+            for (const auto read : { read_all<0>, read_all<1>, read_all<2>, read_all<3> }) {
+                ways.push_back({ read, n_streams, ahead });
+            }
+        }
+    }
+    return ways;
 }
 
 // Runs work(0) … work(n - 1) at once, each on a thread of its own; seconds from start to end.
@@ -134,22 +178,19 @@ void mobilellm_streaming_force(int32_t hint, int64_t ahead) {
     }
 }
 
-double mobilellm_read_bandwidth(size_t size, int32_t n_threads, int32_t n_rounds) {
+double mobilellm_read_bandwidth(size_t size, int32_t n_threads) {
     try {
-        const size_t          share = size / n_threads / STEP * STEP;
+        constexpr size_t      whole = STEP * MAX_STREAMS;
+        const size_t          share = size / n_threads / whole * whole;
         const pages           memory(share * n_threads);
         std::atomic<uint64_t> sum{ 0 };  // so that no read is dead
         on_threads(n_threads, [&](int i) { std::memset(memory.data + share * i, i + 1, share); });
 
         double best = 0;
-        for (int32_t round = 0; round < n_rounds; round++) {
-            for (size_t ahead : { 0, 512, 1024, 2048, 4096 }) {
-                const double seconds = on_threads(n_threads, [&](int i) {
-                    const char * begin = memory.data + share * i;
-                    sum ^= read_all(begin, begin + share, ahead);
-                });
-                best                 = std::max(best, double(memory.size) / seconds);
-            }
+        for (const way_to_read & way : ways_to_read()) {
+            const double seconds = on_threads(
+                n_threads, [&](int i) { sum ^= way.read(memory.data + share * i, share, way.n_streams, way.ahead); });
+            best = std::max(best, double(memory.size) / seconds);
         }
         return best;
     } catch (const std::exception &) {
