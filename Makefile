@@ -1,7 +1,7 @@
 # make demo     build all, convert the shipped model, chat with it
 # make dev      install so that an edited Python file counts at once (see docs/architecture.md)
 # make test     all checks and tests (also builds the stock llama.cpp they compare with, once)
-# make bench    the README's table: our build against stock llama.cpp (half an hour on an idle machine)
+# make bench    docs/measurements.md: our build against stock llama.cpp (half an hour on an idle machine)
 # make fuzz     spoiled checkpoints and GGUF files, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
 # make lint | stock | sanitize | clean
 
@@ -34,7 +34,7 @@ test: lint .venv/tests-installed stock
 	    MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/wheel" $(BIN)/pytest $(PYTEST_ARGS)
 
 bench: .venv/tests-installed stock
-	$(BIN)/python benchmarks/versus_stock.py
+	$(BIN)/python benchmarks/versus_stock.py --write docs/measurements.md
 
 lint: .venv/tests-installed
 	$(BIN)/ruff check .

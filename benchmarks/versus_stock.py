@@ -1,4 +1,4 @@
-"""The table of figures in the README: our build against stock llama.cpp, on the same files.
+"""The tables of docs/measurements.md: our build against stock llama.cpp, on the same files.
 
     make bench                                             # the whole table
     .venv/bin/python benchmarks/versus_stock.py --shape 125M --rounds 3 --only decode
@@ -8,12 +8,14 @@ which is all that it can run. Both sides run benchmarks/loop.cpp, the bare loop 
 sampling, each measurement in a process of its own. A round runs all sides of a figure one after the
 other; ratios are taken within a round, the table has their medians and, in brackets, the least and
 the largest. Stock has its repacking on, the compiler and flags of our build, and of flash attention
-on and off the better. Progress goes to stderr, the table (Markdown) to stdout.
+on and off the better. Progress goes to stderr, the table (Markdown) to stdout, and with --write into
+the section of this processor.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -436,6 +438,39 @@ def decoded_bytes(model: Path) -> int:
         return decoded_bytes(file)
 
 
+def processor() -> str:
+    """The heading of this processor's section: some names stand for several generations."""
+    from mobilellm_cpp.inspection import benchmark
+
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        cpuinfo = ""
+    found = [re.search(rf"^{key}\s*: (\d+)$", cpuinfo, re.M) for key in ("cpu family", "model")]
+    if not all(found):
+        return benchmark.cpu_name()
+    family, model = (match[1] for match in found if match)
+    return f"{benchmark.cpu_name()} (family {family}, model {model})"
+
+
+def with_section(text: str, heading: str, table: str) -> str:
+    """text with the table in the section of that heading, a new one if there is none. What a
+    section holds outside the marks stays."""
+    block = f"<!-- make bench -->\n{table}\n<!-- end -->\n"
+    start = f"{text}\n".find(f"## {heading}\n")
+    if start < 0:
+        return f"{text.rstrip()}\n\n## {heading}\n\n{block}"
+    end = text.find("\n## ", start) + 1 or len(text)
+    section = text[start:end]
+    marked = re.compile("<!-- make bench -->\n.*?<!-- end -->\n", re.S)
+    if marked.search(section):
+        section = marked.sub(lambda _: block, section, count=1)
+    else:
+        title, rest = section.split("\n", 1)
+        section = f"{title}\n\n{block}{rest}"
+    return text[:start] + section + text[end:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -444,11 +479,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--folder", type=Path, help="keep the models here; by default removed")
+    parser.add_argument(
+        "--write", type=Path, help="the file whose section of this processor to write"
+    )
     options = parser.parse_args()
 
     from mobilellm_cpp import __version__
     from mobilellm_cpp.engine.library import llama_cpp
-    from mobilellm_cpp.inspection import benchmark
 
     folder = options.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
@@ -460,15 +497,20 @@ def main() -> None:
     finally:
         if not options.folder:
             shutil.rmtree(folder)
-    print(
-        f"{time.strftime('%Y-%m-%d')}, {benchmark.cpu_name()}, {os.cpu_count()} cores; "
+    lines = [
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores; "
         f"mobilellm-cpp {__version__}, llama.cpp of llama-cpp-python {llama_cpp.__version__}; "
-        f"median of {options.rounds} rounds (least–largest), then ours : the other, tokens/s.\n"
-    )
-    print(f"| ours / stock llama.cpp, same file | goal | {' | '.join(columns)} |")
-    print("|" + "---|" * (2 + len(columns)))
+        f"median of {options.rounds} rounds (least–largest), then ours : the other, tokens/s.",
+        "",
+        f"| ours / stock llama.cpp, same file | goal | {' | '.join(columns)} |",
+        "|" + "---|" * (2 + len(columns)),
+    ]
     for row in zip(*columns.values(), strict=True):
-        print(f"| {row[0].name} | {row[0].goal} | {' | '.join(f.text() for f in row)} |")
+        lines.append(f"| {row[0].name} | {row[0].goal} | {' | '.join(f.text() for f in row)} |")
+    print("\n".join(lines))
+    if options.write:
+        text = options.write.read_text()
+        options.write.write_text(with_section(text, processor(), "\n".join(lines)))
 
 
 if __name__ == "__main__":

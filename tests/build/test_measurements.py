@@ -1,0 +1,34 @@
+"""`make bench` writes the table of the processor that it runs on, and nothing else."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks/versus_stock.py"
+
+
+@pytest.fixture
+def with_section(monkeypatch):
+    spec = importlib.util.spec_from_file_location("versus_stock", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module.with_section
+
+
+def test_each_processor_has_a_section(with_section):
+    text = with_section("# Measurements\n\nIntro.\n", "A (model 1)", "| one |")
+    text += "\nMissed: nothing.\n"
+    text = with_section(text, "A (model 10)", "| two |")
+    text = with_section(text, "A (model 1)", "| three \\1 |")
+    assert text == (
+        "# Measurements\n\nIntro.\n"
+        "\n## A (model 1)\n\n<!-- make bench -->\n| three \\1 |\n<!-- end -->\n"
+        "\nMissed: nothing.\n"
+        "\n## A (model 10)\n\n<!-- make bench -->\n| two |\n<!-- end -->\n"
+    )
+    assert with_section("# M\n\n## B\n\nNotes.\n", "B", "| x |") == (
+        "# M\n\n## B\n\n<!-- make bench -->\n| x |\n<!-- end -->\n\nNotes.\n"
+    )
