@@ -8,8 +8,8 @@ which is all that it can run. Both sides run benchmarks/loop.cpp, the bare loop 
 sampling, each measurement in a process of its own. A round runs all sides of a figure one after the
 other; ratios are taken within a round, the table has their medians and, in brackets, the least and
 the largest. Stock has its repacking on, the compiler and flags of our build, and of flash attention
-on and off the better. Progress goes to stderr, the table (Markdown) to stdout, and with --write into
-the section of this processor.
+on and off the better. Progress goes to stderr, the table (Markdown) to stdout, and with --write
+into the section of this processor.
 """
 
 import argparse
