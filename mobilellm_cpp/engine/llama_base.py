@@ -238,6 +238,7 @@ else:
     from contextlib import nullcontext
 
     from .library import llama_cpp
+    from .templates import ChatTemplate
 
     def _with(function, **names):
         """A copy of a function that finds other things under some names of its module."""
@@ -263,21 +264,24 @@ else:
     class _Model(llama_cpp._internals.LlamaModel):
         __init__ = _with(llama_cpp._internals.LlamaModel.__init__, suppress_stdout_stderr=_leave)
 
-    class Formatter(llama_cpp.llama_chat_format.Jinja2ChatFormatter):
-        """A chat formatter that says only when it is used that its template is broken."""
+    class Formatter:
+        """A chat formatter that compiles its template when it is used, and bounds what that does.
+        An end-of-text token ends an answer without a stopping criterion of its own."""
 
-        broken = None
+        def __init__(self, template, eos_token, bos_token, **_):
+            self._template = ChatTemplate(template, bos_token=bos_token, eos_token=eos_token)
+            self._stop = [eos_token] if eos_token else []
 
-        def __init__(self, *arguments, **keywords):
-            try:
-                super().__init__(*arguments, **keywords)
-            except Exception as error:  # Python's own compiler has limits, too
-                self.broken = error
+        def __call__(self, *, messages, **variables):
+            return llama_cpp.llama_chat_format.ChatFormatterResponse(
+                prompt=self._template.render(messages, **variables),
+                stop=list(self._stop),
+                added_special=True,
+            )
 
-        def __call__(self, **keywords):
-            if self.broken is not None:
-                raise self.broken
-            return super().__call__(**keywords)
+        def to_chat_handler(self):
+            make = llama_cpp.llama_chat_format.chat_formatter_to_chat_completion_handler
+            return make(self)
 
     class LlamaBase(llama_cpp.Llama):
         __init__ = _with(

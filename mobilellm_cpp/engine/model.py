@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -237,11 +237,12 @@ class MobileLLM(InheritedCalls):
 
     @property
     def context_params(self) -> Any:
+        """llama.cpp's settings of the context."""
         return self._context_params
 
     @context_params.setter
     def context_params(self, params: Any) -> None:
-        """llama_cpp.Llama makes them and its context in one go, and knows no way to say this."""
+        # llama_cpp.Llama makes them and its context in one go, and knows no way to say this
         params.n_seq_max = self._slots + 1
         params.kv_unified = True
         self._context_params = params
@@ -312,12 +313,7 @@ class MobileLLM(InheritedCalls):
         Files without a template get plain `User:` and `Assistant:` lines. Special tokens that are
         written out in a message count as such.
         """
-        checked = _checked_messages(messages)
-        try:
-            prompt = self._template(messages=checked).prompt
-        except Exception as error:  # templates are programs of strangers
-            reason = " ".join(str(error).split())
-            raise ModelError(f"the chat template of this file fails: {reason}") from error
+        prompt = self._template(messages=_checked_messages(messages)).prompt
         # the template writes bos itself when it wants one
         tokens = self.tokenize(_bytes(prompt), add_bos=False, special=True)
         bos = self.token_bos()
@@ -334,9 +330,10 @@ class MobileLLM(InheritedCalls):
         """Yields the continuation of a text, or the answer to messages, in pieces as it is made.
 
         Ends at an end-of-text token, at a stop string (not yielded), after max_tokens, or where
-        the context is full. temperature 0 is greedy; the same seed gives the same text. Raises
-        ModelError when the prompt does not fit into the context, or an argument is not sound.
-        """
+        the context is full. temperature 0 is greedy; the same seed gives the same text.
+
+        Raises ModelError when the prompt does not fit into the context, or an argument is not
+        sound."""
         return self._stream(prompt, sampling, None)
 
     def _stream(
@@ -409,17 +406,19 @@ class MobileLLM(InheritedCalls):
         answer.finish_reason, answer.usage = stream.finish_reason, stream.usage
         return answer
 
-    def create_chat_completion(self, messages: Any, *arguments: Any, **keywords: Any) -> Any:
-        """The answer to messages in OpenAI's form; with stream=True, in pieces."""
-        checked = _checked_messages(messages)
-        with_floats = super().create_chat_completion(checked, *arguments, **keywords)
-        if isinstance(with_floats, dict):
-            for choice in with_floats["choices"]:
-                message = choice["message"]
-                if isinstance(message.get("content"), str):
-                    message["content"] = message["content"].lstrip(" ")
-            return with_floats
-        return _chunks_without_leading_space(with_floats)
+    if not TYPE_CHECKING:  # who see LlamaBase's own, with its arguments
+
+        def create_chat_completion(self, messages: Any, *arguments: Any, **keywords: Any) -> Any:
+            """The answer to messages in OpenAI's form; with stream=True, in pieces."""
+            checked = _checked_messages(messages)
+            with_floats = super().create_chat_completion(checked, *arguments, **keywords)
+            if isinstance(with_floats, dict):
+                for choice in with_floats["choices"]:
+                    message = choice["message"]
+                    if isinstance(message.get("content"), str):
+                        message["content"] = message["content"].lstrip(" ")
+                return with_floats
+            return _chunks_without_leading_space(with_floats)
 
     # Numbers
 
