@@ -208,6 +208,7 @@ class MobileLLM(InheritedCalls):
                 path, n_ctx=self._context, n_threads=threads, flash_attn=flash, **arguments
             )
         self.context_params.embeddings = self._embedding
+        self._logits_all = arguments.get("logits_all", False)  # a draft_model would ask for it
         self._fixed_seed = None if seed is None or seed < 0 else seed
         self._seeds = random.Random(self._fixed_seed)
         self._piece = Pieces(self._model.vocab)
