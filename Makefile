@@ -17,7 +17,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find convert quant kernels mobilellm_cpp site -type f -not -name '*.pyc')
 
-.PHONY: demo dev test bench lint stock sanitized sanitize fuzz clean
+.PHONY: demo dev test bench lint stock sanitized sanitized-threads sanitize fuzz clean
 
 demo: .venv/installed
 	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
@@ -29,7 +29,7 @@ dev: .venv/tests-installed
 	$(INSTALL) --no-deps --editable .
 
 test: lint .venv/tests-installed stock
-	$(BIN)/cmake --build build/wheel --target kernels_test packed_test thread_pool_test >/dev/null
+	$(BIN)/cmake --build build/wheel --target kernels_test packed_test thread_pool_test callers_test >/dev/null
 	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" \
 	    MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/wheel" $(BIN)/pytest $(PYTEST_ARGS)
 
@@ -74,19 +74,27 @@ stock: .venv/created
 	    cp mobilellm_cpp/native/upstream/flags.cmake "$$build/done" || { tail -n 20 "$$build.log"; exit 1; }; \
 	fi
 
-# The hostile files of the tests and the kernels again, with C++ programs and all libraries under ASan and UBSan.
-sanitize: sanitized
+# The hostile files of the tests and the kernels again, with C++ programs and all libraries under ASan and UBSan, and
+# what computes on several threads under TSan.
+sanitize: sanitized sanitized-threads
 	MOBILELLM_USE_FILE="$(CURDIR)/build/sanitize/use_file" \
 	    MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/sanitize" \
 	    $(BIN)/pytest tests/engine/test_hostile.py tests/fuzz tests/kernels
+	MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/sanitize-threads" $(BIN)/pytest tests/kernels -k 'not scalar'
 
 fuzz: sanitized
 	$(BIN)/python tests/fuzz --cases $(or $(CASES),5000) --sanitized build/sanitize/use_file $(FUZZ_ARGS)
 
+CONFIGURE := $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
+    -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
+
 sanitized: .venv/tests-installed
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
-	    -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DMOBILELLM_SANITIZE=ON -DGGML_OPENMP=OFF >/dev/null
-	$(BIN)/cmake --build build/sanitize --target use_file kernels_test packed_test
+	$(CONFIGURE) -B build/sanitize -DMOBILELLM_SANITIZE=address,undefined >/dev/null
+	$(BIN)/cmake --build build/sanitize --target use_file kernels_test packed_test thread_pool_test callers_test
+
+sanitized-threads: .venv/tests-installed
+	$(CONFIGURE) -B build/sanitize-threads -DMOBILELLM_SANITIZE=thread >/dev/null
+	$(BIN)/cmake --build build/sanitize-threads --target packed_test thread_pool_test callers_test
 
 clean:
 	rm -rf .venv build

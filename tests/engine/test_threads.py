@@ -1,8 +1,10 @@
 """The threads a model computes with: how many, and what becomes of them."""
 
 import os
+import socket
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 from checkpoints import make_checkpoint
@@ -189,3 +191,49 @@ def test_processes_of_multiprocessing_answer(path, method, function):
         assert pool.map({function}, range(4)) == expected
 """
     run(path, body)
+
+
+def test_workers_of_gunicorn_answer(path):
+    """The model is loaded and used before the workers are forked."""
+    app = path.parent / "served.py"
+    app.write_text(
+        f"""
+from mobilellm_cpp import MobileLLM
+
+llm = MobileLLM({str(path)!r}, n_threads=2, n_ctx=256)
+
+def answer(number):
+    return "".join(llm.stream("number " + number, max_tokens=16, temperature=0))
+
+first = answer("0")
+
+def app(environ, start_response):
+    import os
+    start_response("200 OK", [("X-Process", str(os.getpid()))])
+    return [answer(environ["QUERY_STRING"]).encode()]
+"""
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "served:app"]
+    command += ["--bind", f"127.0.0.1:{port}", "--chdir", str(path.parent)]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in server.stderr:
+            if "Booting worker" in line:
+                break
+        answers, workers = {}, set()
+        for i in range(100):
+            number = str(i % 4)
+            url = f"http://127.0.0.1:{port}/?{number}"
+            with urllib.request.urlopen(url, timeout=60) as reply:
+                answers.setdefault(number, set()).add(reply.read())
+                workers.add(reply.headers["X-Process"])
+            if i > 8 and len(workers) == 2:
+                break
+        assert [len(found) for found in answers.values()] == [1] * 4
+        assert len(set().union(*answers.values())) == 4
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mobilellm_cpp import convert_checkpoint
+from mobilellm_cpp.cache import DEMO
+
 # what a processor must have (as /proc/cpuinfo names it) for each set of kernels
 NEEDS = {
     "scalar": set(),
@@ -15,12 +18,12 @@ NEEDS = {
 }
 
 
-def run(program: str) -> str:
+def run(program: str, *arguments: str) -> str:
     folder = os.environ.get("MOBILELLM_NATIVE_TESTS")
     if not folder:
         pytest.fail("the test programs are built by `make test`")
     env = {k: v for k, v in os.environ.items() if k != "MOBILELLM_KERNELS"}
-    done = subprocess.run([Path(folder) / program], env=env, capture_output=True, text=True)
+    done = subprocess.run([Path(folder) / program, *arguments], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     return done.stdout
 
@@ -48,3 +51,9 @@ def test_the_buffer_of_packed_weights():
 def test_the_threads_of_a_backend():
     """Assertions in any of them, forks, several at once."""
     run("thread_pool_test")
+
+
+@pytest.mark.parametrize("type", ["q4_0", "f16"])  # packed, and not
+def test_many_callers_of_one_model(tmp_path, type):
+    convert_checkpoint(DEMO, tmp_path / "demo.gguf", type=type)
+    assert run("callers_test", str(tmp_path / "demo.gguf")) == "0 of 12 answers differ\n"
