@@ -110,7 +110,9 @@ class crew {
             arrived_.store(0, std::memory_order_relaxed);
             phase_.store(phase + 1);
             if (n_asleep_.load() > 0) {
-                const std::lock_guard<std::mutex> lock(mutex_);
+                {
+                    const std::lock_guard<std::mutex> about_to_sleep(mutex_);
+                }
                 changed_.notify_all();
             }
             return;
