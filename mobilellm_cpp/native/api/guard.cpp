@@ -4,7 +4,7 @@
 #include "guard.h"
 
 #include "ggml.h"
-#include "limits.h"
+#include "grammar_limits.h"
 #include "thread_pool.h"
 
 #include <cstdio>

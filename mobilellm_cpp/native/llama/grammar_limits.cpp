@@ -1,4 +1,4 @@
-#include "limits.h"
+#include "grammar_limits.h"
 
 #include <cstdint>
 #include <stdexcept>
