@@ -23,7 +23,9 @@ def run(program: str, *arguments: str) -> str:
     if not folder:
         pytest.fail("the test programs are built by `make test`")
     env = {k: v for k, v in os.environ.items() if k != "MOBILELLM_KERNELS"}
-    done = subprocess.run([Path(folder) / program, *arguments], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [Path(folder) / program, *arguments], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     return done.stdout
 
