@@ -21,7 +21,7 @@ from ..quant.rounding import Array, NotRepresentable, Rounder
 from ..quant.types import EXACT, EXACT_TYPES, F32, OUTPUT_TYPES, TensorType, WeightType
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import Model, Weight, build_model
-from .gguf_file import GGUFFile, check_output, string, u32
+from .gguf_file import GGUFFile, boolean, check_output, string, u32
 from .portable import portable as for_stock
 from .tokenizer import read_tokenizer
 
@@ -123,9 +123,12 @@ def convert_checkpoint(
     except OSError as error:
         raise CheckpointError(f"{error.filename or source}: {error.strerror or error}.") from error
     file_type = _main_type(model.weights, types) if type == EXACT else OUTPUT_TYPES[type][1]
+    general = _general(checkpoint, model, file_type)
+    if type == EXACT:
+        general["mobilellm.exact"] = boolean(True)
     file = GGUFFile(
         path,
-        {**_general(checkpoint, model, file_type), **model.metadata, **tokenizer},
+        {**general, **model.metadata, **tokenizer},
         [(w.name, w.tensor.shape, types[w.name]) for w in model.weights],
     )
     deviations: list[Deviation] = []

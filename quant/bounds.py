@@ -10,16 +10,24 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .lattice import BOUND
 from .rounding import Array
 
 # A scale d is stored in F16: rounding moves it by 2^-11 of itself, below 2^-14 by at most 2^-25.
 SCALE, SMALL_SCALE = 2.0**-11, 2.0**-25
+FLOATS = ("f32", "f16", "bf16")
 SLACK = 1 + 1e-5  # for the float32 arithmetic of the rounding itself
 
+EXACT = BOUND * SLACK
 
-def bound(kind: str, weights: Array) -> Array | None:
+
+def bound(kind: str, weights: Array, exact: bool = False) -> Array | None:
     """The largest error of each of `weights` [rows, columns] that is rounding to ggml's type
-    `kind`, such as "q8_0"; None for a type whose rounding is not known here."""
+    `kind`, such as "q8_0"; None for a type whose rounding is not known here. In an `exact` file
+    floats are as they were, and a weight in a block moves by a share of itself alone."""
+    if exact:
+        allowed: Array = np.abs(weights) * np.float32(0 if kind in FLOATS else EXACT)
+        return allowed
     rule = _RULES.get(kind)
     return None if rule is None else rule(weights)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint
-from mobilellm_cpp.quant.rounding import ggml_path
+from mobilellm_cpp.quant import rounding
 
 import mobilellm_cpp
 from mobilellm_cpp import CheckpointError, cache
@@ -83,12 +83,9 @@ def test_another_content_or_type_is_another_file(place, kept):
 
 
 def test_any_edit_of_the_converter_makes_another_key(tmp_path):
-    source = Path(mobilellm_cpp.__file__).parent
     copy = tmp_path / "mobilellm_cpp"
-    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("lib", "__pycache__", "demo"))
-    (copy / "lib").mkdir()
-    library = ggml_path().name
-    shutil.copy(ggml_path(), copy / "lib")
+    ignored = shutil.ignore_patterns("__pycache__", "demo")
+    shutil.copytree(Path(mobilellm_cpp.__file__).parent, copy, ignore=ignored)
 
     def key():
         command = [sys.executable, "-c", "from mobilellm_cpp.cache import _code; print(_code())"]
@@ -97,13 +94,21 @@ def test_any_edit_of_the_converter_makes_another_key(tmp_path):
 
     keys = [key()]
     assert keys == [key()]
-    for name in ("convert/bpe.py", "convert/families/r1.py", "quant/types.py", f"lib/{library}"):
+    for name in ("convert/bpe.py", "convert/families/r1.py", "quant/types.py"):
         with open(copy / name, "ab") as file:
             file.write(b"\n")
         keys.append(key())
     with open(copy / "cache.py", "a") as file:
         file.write("\n")
-    assert len(set(keys)) == 5 and key() == keys[-1]
+    assert len(set(keys)) == 4 and key() == keys[-1]
+
+
+def test_another_ggml_makes_another_key(tmp_path, monkeypatch):
+    before = cache._code.__wrapped__()
+    other = tmp_path / rounding.ggml_path().name
+    other.write_bytes(rounding.ggml_path().read_bytes() + b"\0")
+    monkeypatch.setattr(rounding, "ggml_path", lambda: other)
+    assert cache._code.__wrapped__() != before
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])

@@ -43,10 +43,13 @@ _File, _Id, _Int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _open = _declare("mobilellm_gguf_open", _File, ctypes.c_char_p)
 _free = _declare("gguf_free", None, _File)
 _find_key = _declare("gguf_find_key", _Id, _File, ctypes.c_char_p)
+_n_keys = _declare("gguf_get_n_kv", _Id, _File)
+_key = _declare("gguf_get_key", ctypes.c_char_p, _File, _Id)
 _kv_type = _declare("gguf_get_kv_type", _Int, _File, _Id)
 _array_type = _declare("gguf_get_arr_type", _Int, _File, _Id)
 _array_size = _declare("gguf_get_arr_n", ctypes.c_size_t, _File, _Id)
 _array_data = _declare("gguf_get_arr_data", ctypes.c_void_p, _File, _Id)
+_array_string = _declare("gguf_get_arr_str", ctypes.c_char_p, _File, _Id, ctypes.c_size_t)
 _value_data = _declare("gguf_get_val_data", ctypes.c_void_p, _File, _Id)
 _value_string = _declare("gguf_get_val_str", ctypes.c_char_p, _File, _Id)
 _n_tensors = _declare("gguf_get_n_tensors", _Id, _File)
@@ -96,6 +99,22 @@ class GGUFFile:
             return n
         data = _array_data(self._handle, at)
         return list((_NUMBERS[items] * n).from_address(data)) if n else []
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys, in the order of the file."""
+        n = int(_n_keys(self._handle))
+        return [_key(self._handle, i).decode("utf-8", "replace") for i in range(n)]
+
+    def strings(self, key: str) -> list[str]:
+        """The texts of a list of strings; none where the key is absent or another kind."""
+        at = _find_key(self._handle, key.encode())
+        if at < 0 or _kv_type(self._handle, at) != _ARRAY:
+            return []
+        if _array_type(self._handle, at) != _STRING:
+            return []
+        texts = (_array_string(self._handle, at, i) for i in range(self.get(key)))
+        return [text.decode("utf-8", "replace") for text in texts]
 
     def tensors(self) -> list[TensorInfo]:
         """All tensors, in the order of the file."""

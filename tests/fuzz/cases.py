@@ -11,12 +11,12 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fuzz import checkpoint_draw, checkpoint_edits, gguf_draw, gguf_edits, strange
-from fuzz.seeds import CHECKPOINTS, FILES
+from fuzz import checkpoint_draw, checkpoint_edits, gguf_draw, gguf_edits, strange, verify_draw
+from fuzz.seeds import CHECKPOINTS, FILES, VERIFIED
 from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 
 Case = dict[str, Any]
-KINDS = ("checkpoint", "gguf")
+KINDS = ("checkpoint", "gguf", "verify")
 
 SCHEDULES = ["immediate", "repeat-all-over", "reverse", "0,0,1,1", "1,0", "0", "2", "", "x", "0,-1"]
 
@@ -44,6 +44,10 @@ def draw_case(kind: str, seed: int, number: int, seeds: Path) -> Case:
             field, value = rng.choice(list(checkpoint_draw.FURTHER_FIELDS.items()))
             case["settings"] = {field: strange.json_value(rng, value)}
         case["edits"] = checkpoint_draw.draw(rng, seed_input(kind, seeds, name))
+    elif kind == "verify":
+        name = rng.choice(list(VERIFIED))
+        edits, harmless = verify_draw.draw(rng, seed_input(kind, seeds, name))
+        case = {"edits": edits, "harmless": harmless}
     else:
         name = rng.choice(list(FILES))
         case = {"edits": gguf_draw.draw(rng, seed_input(kind, seeds, name))}

@@ -33,7 +33,7 @@ Edit = list[Any]
 
 FORMATS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # value types of GGUF
 U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
-N_TENSOR_TYPES = 43  # ggml's, and one that is none
+N_TENSOR_TYPES = 44  # ggml's, and one that is none
 
 
 @dataclass

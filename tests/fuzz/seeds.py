@@ -77,11 +77,14 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "lattice-exact": ("lattice-0", dict(type="exact")),
 }
 
+# Those that `verify` is shown together with their checkpoint.
+VERIFIED = FILES | {"lattice-4-exact": ("lattice-4", dict(type="exact"))}
+
 
 def make_seeds(folder: Path) -> None:
     """Writes checkpoint/NAME/ and gguf/NAME into `folder`."""
     (folder / "gguf").mkdir(parents=True)
     for name, (make, options) in CHECKPOINTS.items():
         make(folder / "checkpoint" / name, **{**TINY, **options})
-    for name, (source, way) in FILES.items():
+    for name, (source, way) in VERIFIED.items():
         convert_checkpoint(folder / "checkpoint" / source, folder / "gguf" / name, **way)

@@ -9,6 +9,7 @@ the process dies or does not answer is for the one who asked to see.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -25,11 +26,13 @@ import torch  # noqa: F401  # before anybody watches: its CUDA build runs ldconf
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # where `fuzz` is
 
 from fuzz.cases import Case, write_case  # noqa: E402
+from fuzz.seeds import VERIFIED  # noqa: E402
 from mobilellm_cpp.convert import convert_checkpoint, open_checkpoint  # noqa: E402
 
 from mobilellm_cpp import CheckpointError, MobileLLM, MobileLLMError, ModelError  # noqa: E402
 from mobilellm_cpp.engine.gguf_file import open_gguf  # noqa: E402
 from mobilellm_cpp.inspection.description import describe  # noqa: E402
+from mobilellm_cpp.inspection.verification import verify  # noqa: E402
 
 MEMORY = 2 << 30
 # Audit events of Python.
@@ -151,7 +154,23 @@ def checkpoint_case(case: Case, folder: Path, out: Path) -> tuple[bool, str | No
     return passed, refusal
 
 
-RUNNERS = {"checkpoint": checkpoint_case, "gguf": gguf_case}
+def verify_case(seeds: Path, case: Case, path: Path, out: Path) -> tuple[bool, str | None]:
+    """Whether the parser of the file was passed, and the first thing that `verify` says against
+    it. What is harmless must have nothing against it, and all else something."""
+    source, _ = VERIFIED[case["input"]]
+    passed, refusal = False, None
+    try:
+        with open_gguf(path):
+            passed = True
+        failures = verify(path, seeds / "checkpoint" / source, n_threads=1).failures
+        refusal = failures[0] if failures else None
+    except (CheckpointError, ModelError) as error:
+        refusal = check_sentence(error)
+    if case["harmless"] and refusal is not None:
+        raise Failure(f"a right file does not pass: {refusal}")
+    if not case["harmless"] and refusal is None:
+        raise Failure("a wrong file passes")
+    return passed, refusal
 
 
 def carry_out(
@@ -209,9 +228,14 @@ def main() -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + 2 * MEMORY, resource.RLIM_INFINITY))
     watch = Watch()
+    runners = {
+        "checkpoint": checkpoint_case,
+        "gguf": gguf_case,
+        "verify": functools.partial(verify_case, seeds),
+    }
     for line in sys.stdin:
         case = json.loads(line)
-        answer = carry_out(RUNNERS[case["kind"]], case, seeds, work, watch)
+        answer = carry_out(runners[case["kind"]], case, seeds, work, watch)
         print(json.dumps(answer), file=replies, flush=True)
 
 

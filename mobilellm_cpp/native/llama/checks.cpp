@@ -103,6 +103,7 @@ void check_keys(const metadata & meta) {
         "block_schedule",
         "context_length",
         "embedding_length",
+        "exact",
         "feed_forward_length",
         "rope.dimension_count",
         "rope.freq_base",
