@@ -105,6 +105,27 @@ void mobilellm_reserve_weights(llama_model_loader & loader, const llama_model_pa
 #endif
 }
 
+bool mobilellm_clear_later(ggml_backend_buffer_t cache) {
+#ifdef __linux__
+    if (ggml_backend_buffer_get_type(cache) != ggml_backend_cpu_buffer_type()) {
+        return false;
+    }
+    auto * const    first = static_cast<uint8_t *>(ggml_backend_buffer_get_base(cache));
+    auto * const    end   = first + ggml_backend_buffer_get_size(cache);
+    const uintptr_t from  = (reinterpret_cast<uintptr_t>(first) + page_size() - 1) / page_size() * page_size();
+    const uintptr_t to    = reinterpret_cast<uintptr_t>(end) / page_size() * page_size();
+    // pages given back are zeros when they are next used
+    if (from >= to || madvise(reinterpret_cast<void *>(from), to - from, MADV_DONTNEED) != 0) {
+        return false;
+    }
+    std::memset(first, 0, from - reinterpret_cast<uintptr_t>(first));
+    std::memset(reinterpret_cast<void *>(to), 0, reinterpret_cast<uintptr_t>(end) - to);
+    return true;
+#else
+    return false;
+#endif
+}
+
 ggml_backend_buffer_t mobilellm_alloc_weights(llama_model_loader & loader, ggml_context * ctx,
                                               ggml_backend_buffer_type_t type) {
     ggml_backend_buffer_t buffer = loader.ours.reserved.get();

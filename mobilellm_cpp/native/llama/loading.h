@@ -44,6 +44,10 @@ struct mobilellm_loading {
 // its memory is made ready meanwhile, and has the system begin to read the file.
 void mobilellm_reserve_weights(llama_model_loader & loader, const llama_model_params & params);
 
+// Has the system zero a KV cache's pages when they are first used, where clearing would write to all of them at once;
+// false where it cannot. Declared by the patch, too, in the function that calls it.
+bool mobilellm_clear_later(ggml_backend_buffer_t cache);
+
 // ggml_backend_alloc_ctx_tensors_from_buft, with the reserved buffer where it is what that would allocate.
 ggml_backend_buffer_t mobilellm_alloc_weights(llama_model_loader & loader, ggml_context * ctx,
                                               ggml_backend_buffer_type_t type);
