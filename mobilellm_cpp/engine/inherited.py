@@ -18,6 +18,7 @@ from .llama_base import LlamaBase
 from .sampling import Logits, Sampler
 from .sequences import Rows, Sequences
 from .sequences import Sequence as TokenSequence
+from .structured import Constraint
 
 Vectors = npt.NDArray[np.float32]
 
@@ -155,6 +156,9 @@ class InheritedCalls(LlamaBase):
         **sampling: Any,
     ) -> Sampler:
         known = {name: sampling[name] for name in _SAMPLING if name in sampling}
+        # among the processors, since chat handlers hand these on and put grammars of their own
+        processors = _as_list(logits_processor)
+        constraint = next((each for each in processors if isinstance(each, Constraint)), None)
         if seed is None:
             seed = self._seed if self._main or self._fixed_seed is not None else self._next_seed()
         return Sampler(
@@ -162,8 +166,9 @@ class InheritedCalls(LlamaBase):
             seed=seed,
             path=self.model_path,
             last_n_tokens=self.last_n_tokens_size,
-            processors=logits_processor,
-            grammar=self._native_grammar(grammar),
+            processors=[each for each in processors if each is not constraint],
+            constraint=constraint,
+            grammar=None if constraint else self._native_grammar(grammar),
             keep_logits=keep_logits,
             **known,
         )
@@ -266,6 +271,8 @@ class InheritedCalls(LlamaBase):
 
     def _create_completion(self, *arguments: Any, **keywords: Any) -> Iterator[Any]:
         view = self._view()
+        if keywords.get("logits_processor") is not None:
+            keywords["logits_processor"] = _Processors(_as_list(keywords["logits_processor"]))
         try:
             for part in super(InheritedCalls, view)._create_completion(*arguments, **keywords):
                 yield _plain(part)
@@ -327,6 +334,14 @@ class _Copy:
 
 _COPY = _Copy()
 _GENERATE = (*_SAMPLING[:6], "reset", *_SAMPLING[6:8], "tfs_z", *_SAMPLING[8:], "penalize_nl")
+
+
+class _Processors(list[Any]):
+    """llama_cpp.Llama goes on with what extend returns when there is a logit_bias, too."""
+
+    def extend(self, more: Any) -> "_Processors":  # type: ignore[override]
+        super().extend(more)
+        return self
 
 
 def pooled(rows: Vectors, pooling: int) -> Vectors:

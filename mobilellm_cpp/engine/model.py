@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import inspect
 import os
 import random
 import sys
@@ -17,12 +18,13 @@ from ..errors import ModelError
 from ..quant.types import WeightType
 from .arguments import check_constructor, check_sampling, check_stop
 from .gguf_file import context_length, kv_bytes, open_gguf
-from .inherited import MEAN, InheritedCalls, normalized, pooled
+from .inherited import MEAN, InheritedCalls, _as_list, normalized, pooled
 from .library import Pieces, guard, llama_cpp, tokenize
 from .llama_base import Formatter, LlamaArguments
 from .sampling_types import Sampling
 from .sequences import Sequence as TokenSequence
 from .sequences import Sequences
+from .structured import Constraint, Vocabulary, from_response_format, pop_form
 from .threads import default_threads
 
 # {"role": "system" | "user" | "assistant", "content": a text, or OpenAI's list of text parts}
@@ -212,6 +214,7 @@ class MobileLLM(InheritedCalls):
         self._fixed_seed = None if seed is None or seed < 0 else seed
         self._seeds = random.Random(self._fixed_seed)
         self._piece = Pieces(self._model.vocab)
+        self._vocabulary = Vocabulary(self._model.vocab)
         self._model.detokenize = self._piece.text  # completions ask for all of it each time
         self._sequences = Sequences(
             self._ctx.ctx,
@@ -331,7 +334,9 @@ class MobileLLM(InheritedCalls):
         """Yields the continuation of a text, or the answer to messages, in pieces as it is made.
 
         Ends at an end-of-text token, at a stop string (not yielded), after max_tokens, or where
-        the context is full. temperature 0 is greedy; the same seed gives the same text.
+        the context is full. temperature 0 is greedy; the same seed gives the same text. With one
+        of json_schema, regex, lark, grammar and response_format, a text that ends by itself has
+        that form.
 
         Raises ModelError when the prompt does not fit into the context, or an argument is not
         sound."""
@@ -345,6 +350,7 @@ class MobileLLM(InheritedCalls):
     ) -> Stream:
         """stream; with a sequence, what that has computed of the prompt is not computed again."""
         settings = dict(sampling)
+        form = pop_form(settings)
         stop = check_stop(settings.pop("stop", None))
         settings = check_sampling(n_vocab=self._n_vocab, **settings)
         max_tokens = settings.pop("max_tokens", None)
@@ -358,7 +364,7 @@ class MobileLLM(InheritedCalls):
             tokens = self.tokenize(_bytes(prompt), special=True)
         else:
             tokens = self.chat_tokens(prompt)
-            stop += self._stop
+            stop += () if form else self._stop
         room = self.n_ctx() - len(tokens)
         if room < 1:
             raise ModelError(
@@ -372,15 +378,23 @@ class MobileLLM(InheritedCalls):
         else:
             sequence.rewrite(tokens)
         stream = Stream(len(tokens))
-        sampler = self._sampler_for(seed=seed, **settings)
-        pieces = _until_stop(self._pieces(stream, sequence, sampler, budget), stop, stream)
-        if not isinstance(prompt, str):
+        constraint = self._constraint(form)
+        sampler = self._sampler_for(seed=seed, logits_processor=constraint, **settings)
+        pieces = _until_stop(
+            self._pieces(stream, sequence, sampler, budget, constraint), stop, stream
+        )
+        if not isinstance(prompt, str) and not form:
             pieces = _without_leading_space(pieces)
         stream._pieces = pieces
         return stream
 
     def _pieces(
-        self, stream: Stream, sequence: TokenSequence, sampler: Any, budget: int
+        self,
+        stream: Stream,
+        sequence: TokenSequence,
+        sampler: Any,
+        budget: int,
+        constraint: Constraint | None,
     ) -> Iterator[str]:
         """Up to budget generated tokens as text; bytes that are no UTF-8 become U+FFFD."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -391,11 +405,15 @@ class MobileLLM(InheritedCalls):
                 reason = "stop"
                 break
             stream._n_made += 1
-            if stream._n_made < budget:  # steps of other calls may take it along
-                sequence.append(token, sampler)
+            complete = constraint is not None and constraint.finished
+            if stream._n_made < budget and not complete:
+                sequence.append(token, sampler)  # steps of other calls may take it along
             with self._sequences.using():
                 piece = self._piece(token)
             yield decoder.decode(piece)
+            if complete:
+                reason = "stop"
+                break
         stream.finish_reason = reason
         yield decoder.decode(b"", final=True)
 
@@ -410,16 +428,33 @@ class MobileLLM(InheritedCalls):
     if not TYPE_CHECKING:  # who see LlamaBase's own, with its arguments
 
         def create_chat_completion(self, messages: Any, *arguments: Any, **keywords: Any) -> Any:
-            """The answer to messages in OpenAI's form; with stream=True, in pieces."""
-            checked = _checked_messages(messages)
-            with_floats = super().create_chat_completion(checked, *arguments, **keywords)
-            if isinstance(with_floats, dict):
-                for choice in with_floats["choices"]:
+            """The answer to messages in OpenAI's form; with stream=True, in pieces.
+            response_format and a tool_choice that names a tool are held to as json_schema is in
+            stream."""
+            call = inspect.signature(super().create_chat_completion)
+            bound = call.bind(_checked_messages(messages), *arguments, **keywords)
+            given = bound.arguments
+            form = from_response_format(given.get("response_format"), *_tools(given))
+            if form:
+                others = _as_list(given.get("logits_processor"))
+                given["logits_processor"] = [self._constraint(form), *others]
+                given["response_format"] = None
+            answer = super().create_chat_completion(*bound.args, **bound.kwargs)
+            if form:
+                return answer
+            if isinstance(answer, dict):
+                for choice in answer["choices"]:
                     message = choice["message"]
                     if isinstance(message.get("content"), str):
                         message["content"] = message["content"].lstrip(" ")
-                return with_floats
-            return _chunks_without_leading_space(with_floats)
+                return answer
+            return _chunks_without_leading_space(answer)
+
+    def _constraint(self, form: Mapping[str, Any]) -> Constraint | None:
+        if not form:
+            return None
+        with self._sequences.using():
+            return Constraint(self._vocabulary, **form)
 
     # Numbers
 
@@ -455,6 +490,16 @@ class MobileLLM(InheritedCalls):
     def _check_numbers(self, outputs: npt.NDArray[np.float32]) -> None:
         if not np.isfinite(outputs).all():
             raise ModelError(f"{self.model_path} is damaged: what it computes are no numbers")
+
+
+def _tools(given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """tools and tool_choice of a chat completion, or what these were called earlier."""
+    tools, choice = given.get("tools"), given.get("tool_choice")
+    if given.get("functions") is not None:
+        tools = [{"type": "function", "function": each} for each in given["functions"]]
+    if isinstance(given.get("function_call"), Mapping):
+        choice = {"type": "function", "function": given["function_call"]}
+    return tools, choice
 
 
 def _until_stop(

@@ -1,6 +1,7 @@
 """How a token is chosen: the keyword arguments that `stream`, `chat` and `Conversation` share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from typing_extensions import TypedDict
 
@@ -22,3 +23,10 @@ class Sampling(TypedDict, total=False):
     presence_penalty: float  # taken once from the logit of tokens seen lately; 0: off
     seed: int | None  # None: another text each time
     stop: str | Sequence[str]  # the text ends before the first of these
+    # The form of the answer, at most one of these; see structured.Constraint. A text that ends by
+    # itself has it, one that max_tokens or a stop string ends need not.
+    json_schema: Mapping[str, Any] | bool | str  # a JSON schema, or its text
+    regex: str  # what all of the answer matches, in the syntax of Rust's regex crate
+    lark: str  # a Lark grammar
+    grammar: Any  # a GBNF grammar: its text, or a llama_cpp.LlamaGrammar
+    response_format: Mapping[str, Any] | None  # as in OpenAI's chat completions

@@ -97,7 +97,8 @@ class Constraint:
     """The form of one answer, followed token by token; exactly one of the forms is given.
 
     json_schema: a JSON schema, as a dict, a bool or JSON text. What llguidance does not know
-    (`not`, `uniqueItems`, `if`, ...) is refused, never ignored.
+    (`not`, `uniqueItems`, `if`, ...) is refused, never ignored. Objects that name properties get
+    no others, unless additionalProperties says more.
     regex: the whole answer matches it, in the syntax of Rust's regex crate, without lookaround.
     lark: a grammar in llguidance's Lark, whose first rule is `start`. Terminals take as many
     characters as they can, as a lexer does.
@@ -207,6 +208,26 @@ class Constraint:
         return made[0]
 
 
+def pop_form(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Takes the arguments of stream that name a form out of `arguments`: the arguments of
+    Constraint, empty where the answer has no form. Raises ModelError for two forms."""
+    form = from_response_format(arguments.pop("response_format", None))
+    for name in ("json_schema", "regex", "lark", "grammar"):
+        given = arguments.pop(name, None)
+        if given is not None and form:
+            raise ModelError(f"an answer has one form: leave out {name} or the other one")
+        if given is not None:
+            form = {"gbnf": _gbnf(given)} if name == "grammar" else {name: given}
+    return form
+
+
+def _gbnf(grammar: Any) -> Any:
+    """The text of a llama_cpp.LlamaGrammar."""
+    if getattr(grammar, "_root", "root") != "root":
+        raise ModelError(f'the first rule of a grammar is "root", not "{grammar._root}"')
+    return getattr(grammar, "_grammar", grammar)
+
+
 def from_response_format(
     response_format: Mapping[str, Any] | None,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -216,8 +237,8 @@ def from_response_format(
     empty where they ask for none.
 
     response_format: {"type": "text"}, {"type": "json_object"}, which may have a "schema", or
-    {"type": "json_schema", "json_schema": {"schema": ..., "strict": ...}}. strict closes objects
-    that do not say whether they have further properties.
+    {"type": "json_schema", "json_schema": {"schema": ..., "strict": ...}}. Every schema is held to
+    strictly, whatever strict says.
     tool_choice: {"type": "function", "function": {"name": ...}} asks for the parameters of that one
     of tools. Raises ModelError for anything else.
     """
@@ -241,7 +262,7 @@ def from_response_format(
         schema = _get(inner, "schema")
         if schema is None:
             raise ModelError('response_format of type "json_schema" needs a json_schema.schema')
-        return {"json_schema": _closed(schema) if _get(inner, "strict") else schema}
+        return {"json_schema": schema}
     raise ModelError(
         f"response_format has the type {kind!r}; known are text, json_object and json_schema"
     )
@@ -253,9 +274,23 @@ def _get(value: Any, *keys: str) -> Any:
     return value
 
 
+_NOTES = {"title", "description", "default", "examples", "deprecated", "$comment", "$schema"}
+_NOTES |= {"$id", "$defs", "definitions", "discriminator"}
+
+
+def _joins(schema: Any) -> bool:
+    """Whether somewhere several schemas are to hold for one value."""
+    if isinstance(schema, Mapping):
+        either = {"$ref", "anyOf", "oneOf"} & set(schema)
+        if "allOf" in schema or (either and len(set(schema) - _NOTES) > 1):
+            return True
+        return any(_joins(part) for part in schema.values())
+    return isinstance(schema, list) and any(_joins(part) for part in schema)
+
+
 def _closed(schema: Any) -> Any:
-    """schema, whose objects have no properties but those that it names. What allOf joins stays
-    open: each part would forbid the other's properties."""
+    """schema, whose objects have no properties but those that it names, unless it says more. Small
+    models seldom find the end of an object that may go on."""
     if not isinstance(schema, Mapping):
         return schema
     closed = dict(schema)
@@ -267,7 +302,15 @@ def _closed(schema: Any) -> Any:
             closed[key] = [_closed(part) for part in value]
         elif key in ("items", "additionalProperties"):
             closed[key] = _closed(value)
-    if "properties" in schema and not {"patternProperties", "allOf", "$ref"} & set(schema):
+    named, required = schema.get("properties"), schema.get("required", [])
+    if (
+        isinstance(named, Mapping)
+        and isinstance(required, list)
+        and not (
+            {"patternProperties", "minProperties"} & set(schema)
+            or any(r not in named for r in required)
+        )
+    ):
         closed.setdefault("additionalProperties", False)
     return closed
 
@@ -293,6 +336,8 @@ def _from_schema(schema: Any) -> str:
         if not isinstance(schema, Mapping):
             raise ModelError(f"json_schema must be an object, not {json.dumps(schema)[:40]}")
         _check_counts(schema)
+        if not _joins(schema):
+            schema = _closed(schema)
         # the separators and blanks that a schema may ask for need not make JSON
         whole = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
         text = json.dumps(whole, allow_nan=False)

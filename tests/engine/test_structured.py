@@ -470,7 +470,6 @@ def answer_alone(vocabulary, seed):
 
 def test_response_formats():
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    strict = {**schema, "additionalProperties": False}
     inner = {"name": "x", "schema": schema}
     for response_format, expected in [
         (None, {}),
@@ -481,7 +480,7 @@ def test_response_formats():
         ({"type": "json_schema", "schema": schema}, {"json_schema": schema}),
         (
             {"type": "json_schema", "json_schema": {**inner, "strict": True}},
-            {"json_schema": strict},
+            {"json_schema": schema},
         ),
     ]:
         assert from_response_format(response_format) == expected
@@ -490,18 +489,58 @@ def test_response_formats():
             from_response_format(wrong)
 
 
-def test_strict_closes_objects_at_every_depth_and_leaves_names_alone():
-    schema = {
-        "properties": {"properties": {"items": {"properties": {}}}, "open": {"type": "object"}},
-        "allOf": [{"properties": {"a": {}}}],
-        "enum": [{"properties": {}}],
-    }
-    response_format = {"type": "json_schema", "json_schema": {"schema": schema, "strict": True}}
-    made = from_response_format(response_format)["json_schema"]
-    assert "additionalProperties" not in made  # allOf adds properties
-    assert made["properties"]["properties"]["items"]["additionalProperties"] is False
-    assert (made["allOf"], made["enum"]) == (schema["allOf"], schema["enum"])
-    assert made["properties"]["open"] == {"type": "object"}
+def follows(llm, vocabulary, schema, text):
+    """Whether a text, given token by token as short as can be, fits as a whole."""
+    constraint = Constraint(vocabulary, json_schema=schema)
+    pieces = [llm._piece(token) for token in range(vocabulary.n_tokens)]
+    for byte in text.encode():
+        logits = np.zeros(vocabulary.n_tokens, np.float32)
+        constraint.mask(logits)
+        token = next(
+            (t for t, p in enumerate(pieces) if p == bytes([byte]) and not logits[t]), None
+        )
+        if token is None:
+            return False
+        constraint.accept(token)
+    logits = np.zeros(vocabulary.n_tokens, np.float32)
+    constraint.mask(logits)
+    return logits[llm.token_eos()] == 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "fits"),
+    [
+        ({"properties": {"a": {}}, "type": "object"}, '{"a":1}', True),
+        ({"properties": {"a": {}}, "type": "object"}, '{"a":1,"b":2}', False),
+        ({"properties": {"a": {}}, "additionalProperties": True}, '{"a":1,"b":2}', True),
+        ({"properties": {"a": {}}, "required": ["b"], "type": "object"}, '{"b":2}', True),
+        ({"items": {"properties": {}}, "type": "array"}, '[{"b":2}]', False),
+        ({"properties": {"properties": {"properties": {}}}}, '{"properties":{"b":2}}', False),
+        ({"enum": [{"properties": {}}]}, '{"properties":{}}', True),
+        (
+            {"allOf": [{"properties": {"a": {}}}, {"required": ["b"]}], "type": "object"},
+            '{"a":1,"b":2}',
+            True,
+        ),
+        (
+            {
+                "$defs": {"base": {"type": "object", "properties": {"a": {}}}},
+                "$ref": "#/$defs/base",
+                "properties": {"b": {}},
+            },
+            '{"a":1,"b":2}',
+            True,
+        ),
+        (
+            {"properties": {"a": {}}, "anyOf": [{"required": ["b"]}, {"required": ["c"]}]},
+            '{"a":1,"b":2}',
+            True,
+        ),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_objects_that_name_properties_get_no_others(llm, vocabulary, schema, text, fits):
+    assert follows(llm, vocabulary, schema, text) == fits
 
 
 def test_a_chosen_tool_asks_for_its_parameters():
