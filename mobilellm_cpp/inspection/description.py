@@ -13,13 +13,15 @@ from ..engine.gguf_file import (
     sliding_layers,
 )
 from ..errors import ModelError
+from .compatibility import compatibility
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
     """One model file. Sizes are bytes; kv_bytes counts K and V of all executed layers in f16 for
-    the whole context, kv_bytes_per_token what each further token takes. rope_layers and
-    sliding_layers count executed layers with RoPE and with a window of sliding_window tokens."""
+    the whole context, kv_bytes_per_token what each further token takes. layer_has_rope and
+    layer_slides say for each executed layer whether it has RoPE and a window of sliding_window
+    tokens; rope_layers and sliding_layers count those. llama_cpp says which llama.cpp runs it."""
 
     path: str
     architecture: str
@@ -47,6 +49,25 @@ class Description:
     kv_bytes_per_token: int
     kv_bytes: int
     chat_template: bool
+    layer_has_rope: list[bool]
+    layer_slides: list[bool]
+    llama_cpp: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterDescription:
+    """One LoRA adapter file: `modules` are the names of the matrices it adapts, with the rank of
+    each; `architecture` is that of the models it is for."""
+
+    path: str
+    architecture: str
+    name: str
+    size: int
+    parameters: int
+    alpha: float
+    modules: dict[str, int]
+    tensor_types: dict[str, int]
+    llama_cpp: str
 
 
 def sharing_words(schedule: list[int], stored: int) -> str:
@@ -64,15 +85,39 @@ def sharing_words(schedule: list[int], stored: int) -> str:
     return "order " + ",".join(map(str, schedule))
 
 
-def describe(path: str | os.PathLike[str]) -> Description:
-    """Reads metadata and tensor list of a model file, not its weights. Raises ModelError."""
+def describe(path: str | os.PathLike[str]) -> Description | AdapterDescription:
+    """Reads metadata and tensor list of a model or adapter file, not its weights. Raises
+    ModelError."""
     with open_gguf(path) as file:
         try:
+            if file.get("general.type") == "adapter":
+                return _describe_adapter(os.fspath(path), file)
             return _describe(os.fspath(path), file)
         except (ModelError, ValueError) as error:
             raise ModelError(
                 f"{os.fspath(path)}: no language model that we know: {error}"
             ) from error
+
+
+def _describe_adapter(path: str, file: GGUFFile) -> AdapterDescription:
+    arch = str(file.get("general.architecture"))
+    tensors = file.tensors()
+    types = Counter(tensor.type for tensor in tensors)
+    alpha = file.get("adapter.lora.alpha")
+    if file.get("adapter.type") != "lora" or not isinstance(alpha, float):
+        raise ValueError("it is an adapter, and none of type lora with its alpha")
+    ends = ".lora_a"
+    return AdapterDescription(
+        path=path,
+        architecture=arch,
+        name=str(file.get("general.name", "")),
+        size=os.path.getsize(path),
+        parameters=sum(tensor.n_elements for tensor in tensors),
+        alpha=alpha,
+        modules={t.name.removesuffix(ends): t.shape[0] for t in tensors if t.name.endswith(ends)},
+        tensor_types=dict(types),
+        llama_cpp=compatibility(arch, types),
+    )
 
 
 def _describe(path: str, file: GGUFFile) -> Description:
@@ -101,6 +146,8 @@ def _describe(path: str, file: GGUFFile) -> Description:
     parameters = sum(tensor.n_elements for tensor in tensors)
     if not parameters:
         raise ValueError("it holds no weights")
+    has_rope = [bool(rope[block]) if rope else True for block in schedule]
+    types = Counter(tensor.type for tensor in tensors)
     return Description(
         path=path,
         architecture=arch,
@@ -120,12 +167,15 @@ def _describe(path: str, file: GGUFFile) -> Description:
         context=context,
         sliding_window=number("attention.sliding_window") if any(slides) else 0,
         sliding_layers=sum(slides),
-        rope_layers=sum(bool(rope[block]) for block in schedule) if rope else len(schedule),
+        rope_layers=sum(has_rope),
         qk_norm=arch == "qwen3" or bool(file.get("mobilellm.attention.qk_norm", False)),
         vocabulary=file.get("tokenizer.ggml.tokens", 0),
         tied_head=all(tensor.name != "output.weight" for tensor in tensors),
-        tensor_types=dict(Counter(tensor.type for tensor in tensors)),
+        tensor_types=dict(types),
         kv_bytes_per_token=kv_bytes(file, context + 1) - kv_bytes(file, context),
         kv_bytes=kv_bytes(file, context),
         chat_template=file.get("tokenizer.chat_template") is not None,
+        layer_has_rope=has_rope,
+        layer_slides=slides,
+        llama_cpp=compatibility(arch, types),
     )
