@@ -9,17 +9,21 @@ from typing import Any
 
 from mobilellm_cpp.errors import CheckpointError
 
+from .adapter import Adapter, is_adapter
 from .chat_template import FURTHER
-from .config import Config, read_json
+from .config import Config
 from .safetensors_file import read_safetensors
-from .tensor import Tensor, shown
+from .tensor import Tensor, plain_name, shown
 from .torch_file import read_torch
-
-# Where weights are looked for, in this order (as transformers does).
-SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
-TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX)
-INDEXES = (SAFETENSORS_INDEX, TORCH_INDEX)
+from .weight_files import (
+    ENDINGS,
+    INDEXES,
+    WEIGHTS,
+    check_shard,
+    check_whole,
+    files_with,
+    weight_files,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -34,26 +38,47 @@ TOKENIZER_FILES = (
 
 class Checkpoint:
     """A folder with config.json, weights and a tokenizer; `name` is what people call it, and
-    `settings` override fields of config.json."""
+    `settings` override fields of config.json. `weights` is one of its weight files where others
+    than the usual ones are meant. `notes` are remarks on its tensors, once they are read."""
 
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        settings: Mapping[str, Any] | None = None,
+        weights: Path | None = None,
+    ) -> None:
         self.folder = folder
         self.name = name
+        self.notes: list[str] = []
         for path in (folder / file for file in ("config.json", *WEIGHTS, *TOKENIZER_FILES)):
             if path.exists() and not path.is_file():  # reading a pipe would wait for ever
                 raise CheckpointError(f"{path} is no ordinary file.")
         self.config = Config(folder / "config.json", settings)
-        self.weights = weight_files(folder)
+        self.weights = weight_files(folder) if weights is None else files_with(weights)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of all weight files; opens the files."""
+        """All tensors of all weight files, by their names in the published code; opens the
+        files."""
         tensors: dict[str, Tensor] = {}
         for path, names in self.weights.items():
+            check_whole(path)
             read = read_torch if path.name.endswith(".bin") else read_safetensors
             found = read(path)
             if names is not None:
-                _check_shard(path, set(found), names)
-            tensors |= found
+                check_shard(path, set(found), names)
+            for name, tensor in found.items():
+                plain = plain_name(name)
+                if plain in tensors:
+                    raise CheckpointError(
+                        f"{tensor} is there twice: so is {tensors[plain].name} in "
+                        f"{tensors[plain].file.name}."
+                    )
+                tensors[plain] = tensor
+        self.notes = []
+        if wrapped := [(t.name, plain) for plain, t in tensors.items() if plain != t.name]:
+            name, plain = map(shown, wrapped[0])
+            self.notes.append(f"{len(wrapped)} names are wrapped: {name} is read as {plain}")
         return tensors
 
     @property
@@ -75,57 +100,27 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def weight_files(folder: Path) -> dict[Path, set[str] | None]:
-    """The weight files; for shards with the names of the tensors that the index puts there."""
-    for name in WEIGHTS:
-        path = folder / name
-        if not path.exists():
-            continue
-        return _shards(path) if name.endswith(".index.json") else {path: None}
-    raise CheckpointError(f"{folder} has no weights: {', '.join(WEIGHTS)} are all missing.")
+def open_source(
+    source: str | Path,
+    revision: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Checkpoint | Adapter:
+    """The checkpoint or the adapter in a local folder or of a weight file in one, or else one
+    fetched by its hub id. `settings` are for a checkpoint's config.json."""
+    path = Path(source).expanduser()
+    if not str(source):
+        raise CheckpointError("an empty name is neither a folder nor a hub id.")
+    if path.exists():
+        if revision is not None:
+            raise CheckpointError(f"{source} is here: a revision is one of a hub id.")
+        return _local(path, settings)
+    text = str(source)
+    if isinstance(source, Path) or not is_hub_id(text):
+        raise CheckpointError(f"{source} is neither a folder nor a hub id such as org/name.")
+    from .hub import download
 
-
-def _shards(index: Path) -> dict[Path, set[str] | None]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or no object of file names.")
-    shards: dict[Path, set[str] | None] = {}
-    ending = ".bin" if index.name == TORCH_INDEX else ".safetensors"
-    for tensor, file in weight_map.items():
-        puts = f"{index}: weight_map puts {shown(tensor)} into {shown(repr(file))}"
-        if not isinstance(file, str) or not _is_plain_name(file) or not file.endswith(ending):
-            raise CheckpointError(f"{puts}, which is no name of a {ending} file in this folder.")
-        path = index.parent / file
-        if not path.is_file():
-            raise CheckpointError(f"{puts}, and {path} is missing.")
-        if path not in shards and not _stays_inside(index.parent, path):
-            raise CheckpointError(f"{puts}, a link that leaves this folder.")
-        names = shards.setdefault(path, set())
-        if names is not None:
-            names.add(tensor)
-    return shards
-
-
-def _is_plain_name(file: str) -> bool:
-    return file not in ("", ".", "..") and not any(c in file for c in "/\\:\0")
-
-
-def _stays_inside(folder: Path, path: Path) -> bool:
-    """Whether a link ends in the folder, or in the blobs of the hub cache that it belongs to."""
-    home, target = folder.resolve(), path.resolve()
-    in_cache = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
-    return target.is_relative_to(home) or in_cache
-
-
-def _check_shard(path: Path, found: set[str], expected: set[str]) -> None:
-    if missing := sorted(expected - found):
-        raise CheckpointError(
-            f"{path} does not hold {shown(missing[0])}, which the index puts there."
-        )
-    if extra := sorted(found - expected):
-        raise CheckpointError(
-            f"{path} holds {shown(extra[0])}, which the index does not put there."
-        )
+    folder, name = download(text, revision), text.rpartition("/")[2]
+    return Adapter(folder, name) if is_adapter(folder) else Checkpoint(folder, name, settings)
 
 
 def open_checkpoint(
@@ -133,19 +128,43 @@ def open_checkpoint(
     revision: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """The checkpoint in a local folder, or else one fetched by its hub id."""
-    folder = Path(source).expanduser()
-    if not str(source):
-        raise CheckpointError("an empty name is neither a folder nor a hub id.")
-    if folder.is_dir():
-        if revision is not None:
-            raise CheckpointError(f"{source} is a folder here: a revision is one of a hub id.")
-        return Checkpoint(folder, folder.resolve().name, settings)
-    if folder.exists():
-        raise CheckpointError(f"{source} is a file: give the folder that holds config.json.")
-    text = str(source)
-    if isinstance(source, Path) or text.count("/") != 1 or text.startswith(("/", ".", "~")):
-        raise CheckpointError(f"{source} is neither a folder nor a hub id such as org/name.")
-    from .hub import download
+    """As open_source, but an adapter is refused."""
+    opened = open_source(source, revision, settings)
+    if isinstance(opened, Adapter):
+        raise CheckpointError(
+            f"{source} is a LoRA adapter and no model: `mobilellm convert` makes an adapter file "
+            "of it, or with --merge a whole model."
+        )
+    return opened
 
-    return Checkpoint(download(text, revision), text.rpartition("/")[2], settings)
+
+def is_hub_id(text: str) -> bool:
+    return text.count("/") == 1 and not text.startswith(("/", ".", "~"))
+
+
+def _local(path: Path, settings: Mapping[str, Any] | None) -> Checkpoint | Adapter:
+    """What is in a folder, or what a file belongs to."""
+    folder, weights = path, None
+    if not path.is_dir():
+        if not path.is_file():
+            raise CheckpointError(f"{path} is no ordinary file.")
+        check_whole(path)
+        if path.suffix not in ENDINGS:
+            raise CheckpointError(
+                f"{path} is no file of weights: give the folder that holds config.json."
+            )
+        folder, weights = path.parent, path
+    name = folder.resolve().name
+    if is_adapter(folder):
+        return Adapter(folder, name)
+    if not (folder / "config.json").exists():
+        if not any(folder.iterdir()):
+            raise CheckpointError(f"{folder} is empty.")
+        if files := sorted(folder.glob("*.gguf")):
+            raise CheckpointError(
+                f"{folder} holds GGUF files, which need no conversion: "
+                f"give one of them, such as {files[0]}, to the other commands."
+            )
+    if weights is not None and not weights.name.startswith(("model", "pytorch_model")):
+        name = weights.stem
+    return Checkpoint(folder, name, settings, weights)

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+from gguf.constants import GGML_QUANT_VERSION, GGUFType, Keys
 
 from mobilellm_cpp.errors import CheckpointError
 
-from ..quant.lattice import CODES, Deviation, LatticeRounder
+from ..quant import qat
+from ..quant.lattice import CODES, Deviation, LatticeRounder, float_holders
 from ..quant.recipe import EMBEDDING, HEAD, exact_types, smallest, tensor_type
-from ..quant.rounding import Array, NotRepresentable, Rounder
-from ..quant.types import EXACT, EXACT_TYPES, F32, OUTPUT_TYPES, TensorType, WeightType
+from ..quant.rounding import Rounder
+from ..quant.types import EXACT, EXACT_TYPES, F32, OUTPUT_TYPES, Q4_0, TensorType
+from ..quant.weight_type import WeightType
+from .adapter import Adapter
+from .adapter_conversion import adapted, open_adapter
 from .checkpoint import Checkpoint, open_checkpoint
 from .families import Model, Weight, build_model
 from .gguf_file import GGUFFile, boolean, check_output, string, u32
 from .portable import portable as for_stock
 from .tokenizer import read_tokenizer
-
-CHUNK = 1 << 18  # weights that one thread works on at a time: they stay in its cache
-QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
-
-Progress = Callable[[int, int, str], None]
-T = TypeVar("T")
+from .writing import Progress, block_scales, check, each_chunk, matrix, title, write
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,7 @@ def convert_checkpoint(
     portable: bool = False,
     chat_template: str | None = None,
     revision: str | None = None,
+    adapter: str | Path | Adapter | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Write the checkpoint `source`, a folder, a hub id or an open one, as the GGUF file `out`.
@@ -82,10 +82,13 @@ def convert_checkpoint(
     for few bits (ParetoQ, int4 in groups of 32) as they are: each matrix whose stored floats lie
     on a lattice goes into blocks of 1 to 4 bits that hold it, everything else stays the floats it
     is; where rounding in the checkpoint took a weight off its lattice, `lattice` of the report
-    counts it. It is refused when no matrix is on a lattice.
+    counts it. Where the checkpoint holds scales of quantization-aware training (torchao's
+    `weight_fake_quantizer.scale`) they are the lattice, and weights that are not on it yet are
+    rounded as the training rounded them. It is refused when no matrix is on a lattice.
     `schedule` overrides the order in which the stored blocks are executed: immediate,
     repeat-all-over, reverse, "0,0,1,..." or block numbers.
     `settings` override fields of config.json (of a source that is not open yet).
+    The LoRA `adapter`, a PEFT folder, is merged into the weights in float32.
     A `portable` file is one for stock, unpatched llama.cpp, with shared blocks written out.
     `chat_template` is the name of one of the checkpoint's chat templates, or a file with one, that
     becomes the file's own.
@@ -101,10 +104,14 @@ def convert_checkpoint(
         checkpoint = source
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = open_checkpoint(checkpoint, revision, settings)
-        name = f"{checkpoint.name}-{type}{'-portable' if portable else ''}.gguf"
-        path = Path(name if out is None else out).expanduser()
-        check_output(path, checkpoint.files)
+        adapter = None if adapter is None else open_adapter(adapter)
+        name = checkpoint.name if adapter is None else f"{adapter.name}-merged"
+        file_name = f"{name}-{type}{'-portable' if portable else ''}.gguf"
+        path = Path(file_name if out is None else out).expanduser()
+        check_output(path, [*checkpoint.files, *(adapter.files if adapter else [])])
         model = build_model(checkpoint.config, checkpoint.tensors, schedule)
+        if adapter is not None:
+            model = _merged(model, adapter, type)
         if portable:
             model = for_stock(model)
         stock = model.architecture != "mobilellm"
@@ -123,7 +130,7 @@ def convert_checkpoint(
     except OSError as error:
         raise CheckpointError(f"{error.filename or source}: {error.strerror or error}.") from error
     file_type = _main_type(model.weights, types) if type == EXACT else OUTPUT_TYPES[type][1]
-    general = _general(checkpoint, model, file_type)
+    general = _general(name, model, file_type)
     if type == EXACT:
         general["mobilellm.exact"] = boolean(True)
     file = GGUFFile(
@@ -131,9 +138,18 @@ def convert_checkpoint(
         {**general, **model.metadata, **tokenizer},
         [(w.name, w.tensor.shape, types[w.name]) for w in model.weights],
     )
+    if scaled := [w for w in model.weights if w.scale is not None]:
+        of_scales = sum(type == EXACT and types[w.name] is Q4_0 for w in scaled)
+        if of_scales:
+            notes.append(
+                f"{of_scales} matrices are on the checkpoint's own scales (fake quantizer)"
+            )
+        if left := len(scaled) - of_scales:
+            way = "" if type == EXACT else f": type {EXACT} takes them"
+            notes.append(f"{left} scales of quantization-aware training are left out{way}")
     deviations: list[Deviation] = []
     rounder = LatticeRounder(deviations) if type == EXACT else Rounder()
-    _write(file, model.weights, types, rounder, progress)
+    write(file, model.weights, types, rounder, progress)
     lattice = _lattice_report(model.weights, types, deviations) if type == EXACT else None
     if lattice is not None and (off := lattice.off_lattice):
         shown = ", ".join(off[:4]) + (f" and {len(off) - 4} more" if len(off) > 4 else "")
@@ -151,9 +167,22 @@ def convert_checkpoint(
         n_executed=len(model.schedule),
         schedule=model.schedule,
         tied=model.tied,
-        notes=[*model.notes, *notes],
+        notes=[*checkpoint.notes, *model.notes, *notes],
         lattice=lattice,
     )
+
+
+def _merged(model: Model, adapter: Adapter, type: str) -> Model:
+    """The model with what an adapter adds to its matrices."""
+    if type == EXACT:
+        raise CheckpointError(
+            f"an adapter moves weights off their lattice: merge it with a type other than {EXACT}."
+        )
+    found = adapted(adapter, model.decoder, model.schedule, model.tied)
+    added = {name: part for name, (part, _) in found.items()}
+    weights = [dataclasses.replace(w, added=added.get(w.name)) for w in model.weights]
+    note = f"{len(added)} matrices have the adapter {adapter.name} merged into them"
+    return dataclasses.replace(model, weights=weights, notes=[*model.notes, note])
 
 
 def _exact_types(
@@ -170,17 +199,24 @@ def _exact_types(
         if len(able[weight.name]) == 1:  # the rows before need the tensor's own type
             return able[weight.name]
         bits = np.require(tensor.bits[first:last], requirements="A")
-        _check(rounder, weight, bits, F32, first)
-        found = exact_types(weight.name, bits, tensor.dtype)
+        check(rounder, weight, bits, tensor.dtype, F32, first)
+        if weight.scale is not None:
+            found = float_holders(bits, tensor.dtype)
+            scales = block_scales(weight, weight.scale, first, last)
+            types = (tensor.dtype, weight.scale.dtype)
+            if scales is not None and qat.fits(rounder.widen(bits, tensor.dtype), scales, types):
+                found.add(Q4_0)
+        else:
+            found = exact_types(weight.name, bits, tensor.dtype)
         tensor.release(first, last)
         return found
 
     total = sum(weight.tensor.bits.size for weight in weights)
     done = 0
-    with closing(_each_chunk(weights, search)) as chunks:
+    with closing(each_chunk(weights, search)) as chunks:
         for weight, rows, found in chunks:
             able[weight.name] &= found
-            done += rows * _matrix(weight).shape[1]
+            done += rows * matrix(weight).shape[1]
             if progress is not None:
                 progress(done, total, weight.name)
     types = {name: smallest(kinds) for name, kinds in able.items()}
@@ -218,116 +254,11 @@ def _lattice_report(
     )
 
 
-def _general(checkpoint: Checkpoint, model: Model, file_type: int) -> dict[str, bytes]:
+def _general(name: str, model: Model, file_type: int) -> dict[str, bytes]:
     return {
-        "general.architecture": string(model.architecture),
-        "general.type": string("model"),
-        "general.name": string(_title(checkpoint.name)),
-        "general.file_type": u32(file_type),
-        "general.quantization_version": u32(QUANTIZATION_VERSION),
+        Keys.General.ARCHITECTURE: string(model.architecture),
+        Keys.General.TYPE: string(GGUFType.MODEL),
+        Keys.General.NAME: string(title(name)),
+        Keys.General.FILE_TYPE: u32(file_type),
+        Keys.General.QUANTIZATION_VERSION: u32(GGML_QUANT_VERSION),
     }
-
-
-def _title(name: str) -> str:
-    """A folder's name as llama.cpp's converter writes it: tiny-model-v1 is "Tiny Model v1"."""
-    words = name.replace("-", " ").split()
-
-    def is_version(word: str) -> bool:
-        return word[0].isdigit() or word.removeprefix("v").replace(".", "").isdigit()
-
-    return " ".join(w.title() if w.islower() and not is_version(w) else w for w in words)
-
-
-def _write(
-    file: GGUFFile,
-    weights: list[Weight],
-    types: dict[str, TensorType],
-    rounder: Rounder,
-    progress: Progress | None,
-) -> None:
-    """Convert all weights into the file."""
-
-    def convert(weight: Weight, first: int, last: int) -> int:
-        return _convert_rows(file, rounder, weight, types[weight.name], first, last)
-
-    total = sum(file.sizes.values())
-    done = 0
-    with file, closing(_each_chunk(weights, convert)) as chunks:
-        for weight, _, written in chunks:
-            done += written
-            if progress is not None:
-                progress(done, total, weight.name)
-
-
-def _each_chunk(
-    weights: list[Weight], work: Callable[[Weight, int, int], T]
-) -> Generator[tuple[Weight, int, T], None, None]:
-    """work(weight, first row, last row) for all chunks, on a few threads: yields the weight, the
-    number of rows and the result, in order. An error is that of the first chunk that has one."""
-    threads = min(4, os.cpu_count() or 1)
-    running: deque[tuple[Weight, int, Future[T]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for weight in weights:
-            for first, last in _chunks(weight):
-                running.append((weight, last - first, pool.submit(work, weight, first, last)))
-                if len(running) > 2 * threads:
-                    weight_done, rows, job = running.popleft()
-                    yield weight_done, rows, job.result()
-        for weight, rows, job in running:
-            yield weight, rows, job.result()
-
-
-def _chunks(weight: Weight) -> Iterator[tuple[int, int]]:
-    """Row ranges of about CHUNK weights; those of q and k hold whole heads."""
-    rows, columns = _matrix(weight).shape
-    unit = weight.head_rows or 1
-    step = max(1, CHUNK // (unit * columns)) * unit
-    return ((first, min(first + step, rows)) for first in range(0, rows, step))
-
-
-def _matrix(weight: Weight) -> Array:
-    bits = weight.tensor.bits
-    return bits if bits.ndim == 2 else bits.reshape(1, -1)
-
-
-def _convert_rows(
-    file: GGUFFile, rounder: Rounder, weight: Weight, kind: TensorType, first: int, last: int
-) -> int:
-    """Check, reorder, round and write rows first..last; returns the bytes written."""
-    tensor = weight.tensor
-    bits = _matrix(weight)[first:last]
-    _check(rounder, weight, bits, kind, first)
-    if weight.head_rows:
-        bits = reorder(bits, weight.head_rows, weight.to_halves)
-    data = rounder.round(bits, tensor.dtype, kind)
-    file.write(weight.name, first * kind.row_bytes(bits.shape[1]), data.data)
-    if len(tensor.shape) == 2:
-        tensor.release(first, last)
-    return data.nbytes
-
-
-def _check(rounder: Rounder, weight: Weight, bits: Array, kind: TensorType, first: int) -> None:
-    """Refuse rows `bits`, from row `first` on, if `kind` cannot hold a value of theirs."""
-    tensor = weight.tensor
-    try:
-        rounder.check(bits, tensor.dtype, kind)
-    except NotRepresentable as problem:
-        row, column = problem.index
-        position = [first + row, column][-len(tensor.shape) :]
-        if np.isfinite(problem.value):
-            raise CheckpointError(
-                f"{tensor} holds {problem.value:g} at {position}, beyond what {kind.name} can "
-                "hold: use type bf16 or f32."
-            ) from None
-        raise CheckpointError(f"{tensor} holds {problem.value} at {position}.") from None
-
-
-def reorder(bits: Array, head_rows: int, to_halves: bool) -> Array:
-    """Rows (heads * head_rows, columns) with row i of a head and row i + head_rows/2 made
-    neighbours, or `to_halves` back again: transformers' Llama rotates split halves, ggml's
-    neighbouring pairs."""
-    rows, columns = bits.shape
-    inner = (head_rows // 2, 2) if to_halves else (2, head_rows // 2)
-    heads = bits.reshape(rows // head_rows, *inner, columns)
-    ordered: Array = heads.swapaxes(1, 2).reshape(rows, columns)
-    return ordered

@@ -3,6 +3,10 @@
 Layout: "GGUF", version 3, counts of tensors and of metadata pairs; the pairs (key, value type,
 value); for each tensor its name, its shape with columns first, type and offset; then the data of
 each tensor at a multiple of 32 bytes. All little-endian.
+
+Numbers, keys and the packing of metadata are those of the gguf package. Its writer is not used for
+the tensors: it takes them whole and one after the other, knows no Q2_0, and its file is there under
+its name from the first byte on.
 """
 
 from __future__ import annotations
@@ -14,6 +18,11 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from gguf import GGUFWriter
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION
+from gguf.constants import GGUFValueType as Type
 
 from mobilellm_cpp.errors import CheckpointError
 
@@ -24,55 +33,71 @@ try:
 except ImportError:  # Windows, where an open file cannot be removed in the first place
     fcntl = None  # type: ignore[assignment]
 
-ALIGNMENT = 32
-
 
 class OutputError(CheckpointError):
     """The file cannot be written where it was asked for."""
 
 
-# Metadata values: the value type's number, then the value.
+# Metadata values: the value type's number, then the value, as gguf packs them.
+
+_PACKER = GGUFWriter(None, "")  # nothing is written through it
+
+
+def _packed(value: Any, kind: Type, items: Type | None = None) -> bytes:
+    return _PACKER._pack_val(value, kind, add_vtype=True, sub_type=items)
 
 
 def u32(value: int) -> bytes:
-    return struct.pack("<II", 4, value)
+    return _packed(value, Type.UINT32)
 
 
 def f32(value: float) -> bytes:
-    return struct.pack("<If", 6, value)
+    return _packed(value, Type.FLOAT32)
 
 
 def boolean(value: bool) -> bytes:
-    return struct.pack("<I?", 7, value)
+    return _packed(value, Type.BOOL)
 
 
 def string(value: str | bytes) -> bytes:
-    return struct.pack("<I", 8) + _text(value)
+    return _packed(_raw(value), Type.STRING)
 
 
 def array_u32(values: Sequence[int]) -> bytes:
-    return struct.pack(f"<IIQ{len(values)}I", 9, 4, len(values), *values)
+    return _packed(values, Type.ARRAY, Type.UINT32)
 
 
 def array_bool(values: Sequence[bool]) -> bytes:
-    return struct.pack(f"<IIQ{len(values)}?", 9, 7, len(values), *values)
+    return _packed(values, Type.ARRAY, Type.BOOL)
+
+
+# The items of a vocabulary are packed at once: one by one, as gguf does it, 128,000 tokens with
+# their merges take 0.75 s. Nor does gguf pack an empty array (a vocabulary without merges).
 
 
 def array_i32(values: Sequence[int]) -> bytes:
-    return struct.pack(f"<IIQ{len(values)}i", 9, 5, len(values), *values)
+    return _array(Type.INT32, len(values)) + struct.pack(f"<{len(values)}i", *values)
 
 
 def array_f32(values: Sequence[float]) -> bytes:
-    return struct.pack(f"<IIQ{len(values)}f", 9, 6, len(values), *values)
+    return _array(Type.FLOAT32, len(values)) + struct.pack(f"<{len(values)}f", *values)
 
 
 def array_string(values: Sequence[bytes]) -> bytes:
-    return struct.pack("<IIQ", 9, 8, len(values)) + b"".join(map(_text, values))
+    return _array(Type.STRING, len(values)) + b"".join(map(_text, values))
+
+
+def _array(items: Type, n: int) -> bytes:
+    return struct.pack("<IIQ", Type.ARRAY, items, n)
 
 
 def _text(value: str | bytes) -> bytes:
-    raw = value.encode(errors="replace") if isinstance(value, str) else value
+    raw = _raw(value)
     return struct.pack("<Q", len(raw)) + raw
+
+
+def _raw(value: str | bytes) -> bytes:
+    return value.encode(errors="replace") if isinstance(value, str) else value
 
 
 class GGUFFile:
@@ -107,7 +132,7 @@ class GGUFFile:
             self.sizes[name] = rows * kind.row_bytes(columns)
             self._offsets[name] = offset
             offset += _padded(self.sizes[name])
-        header = b"GGUF" + struct.pack("<IQQ", 3, len(infos), len(metadata))
+        header = struct.pack("<IIQQ", GGUF_MAGIC, GGUF_VERSION, len(infos), len(metadata))
         header += b"".join(_text(key) + value for key, value in metadata.items())
         header += b"".join(infos)
         self._header = header.ljust(_padded(len(header)), b"\0")
@@ -181,7 +206,7 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def _padded(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return -(-size // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
 
 
 def _create_temporary(path: Path) -> tuple[Path, int]:

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 
 from mobilellm_cpp.errors import CheckpointError
 
+from .adapter import ADAPTER_WEIGHTS, CONFIG, Adapter
 from .chat_template import FURTHER
-from .checkpoint import INDEXES, TOKENIZER_FILES, WEIGHTS, weight_files
+from .checkpoint import TOKENIZER_FILES
 from .config import read_json
+from .weight_files import INDEXES, WEIGHTS, weight_files
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 
-def download(repo: str, revision: str | None) -> Path:
+def download(repo: str, revision: str | None, *, config_only: bool = False) -> Path:
     """The folder of the snapshot in huggingface_hub's cache; finished files are not fetched again.
+    With `config_only` nothing but config.json is. An adapter's folder is fetched as one.
 
     huggingface_hub takes a broken connection up again where it broke, and a file stands in the
     snapshot whole or not at all. Without a network, or while the hub fails, a complete snapshot in
@@ -27,7 +30,7 @@ def download(repo: str, revision: str | None) -> Path:
 
     where = repo if revision is None else f"{repo} at revision {revision}"
     try:
-        return _fetch(repo, revision)
+        return _fetch(repo, revision, config_only)
     except errors.HFValidationError:
         raise CheckpointError(f"{repo} is neither a folder here nor a valid hub id.") from None
     except Exception as error:  # no network, or told not to use it: the class depends on versions
@@ -53,7 +56,7 @@ def download(repo: str, revision: str | None) -> Path:
             reason = f"cannot be fetched: {_first_line(cause)}"
         elif _is_local(error):
             reason = f"cannot be put into the hub cache: {_first_line(error)}"
-        elif (cached := _cached(repo, revision)) is not None:
+        elif (cached := _cached(repo, revision, config_only)) is not None:
             return cached
         else:
             reason = (
@@ -63,11 +66,13 @@ def download(repo: str, revision: str | None) -> Path:
         raise CheckpointError(f"{where} {reason}.") from None
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
+def _fetch(repo: str, revision: str | None, config_only: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     info = HfApi().model_info(repo, revision=revision)
     files = {sibling.rfilename for sibling in info.siblings or []}
+    if config_only:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=["config.json"]))
     weights = next((name for name in WEIGHTS if name in files), None)
     # First all that is small: a snapshot that has its weights then has everything.
     templates = f"{FURTHER}/*.jinja"
@@ -77,6 +82,8 @@ def _fetch(repo: str, revision: str | None) -> Path:
         templates,
         *(name for name in INDEXES if name == weights),
     ]
+    if weights is None:
+        small += [CONFIG, *ADAPTER_WEIGHTS]
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=small))
     if weights is not None:
         wanted = _shards(folder / weights) if weights in INDEXES else {weights}
@@ -95,18 +102,25 @@ def _shards(index: Path) -> set[str]:
     return {name for name in values if isinstance(name, str) and "/" not in name}
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
-    """The snapshot in the cache, if all its weights are there."""
+def _cached(repo: str, revision: str | None, config_only: bool) -> Path | None:
+    """The snapshot in the cache, if all that is wanted is there."""
     import huggingface_hub
 
-    config = huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision)
-    if not isinstance(config, str):
+    for name in ("config.json", CONFIG):
+        config = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(config, str):
+            break
+    else:
         return None
+    folder = Path(config).parent
     try:
-        weight_files(Path(config).parent)
+        if name == CONFIG:
+            Adapter(folder, repo)
+        elif not config_only:
+            weight_files(folder)
     except CheckpointError:
         return None
-    return Path(config).parent
+    return folder
 
 
 def _has_token() -> bool:

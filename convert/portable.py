@@ -12,11 +12,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from gguf.constants import Keys
 
 from mobilellm_cpp.errors import CheckpointError
 
 from .families import Model, Weight
-from .families.decoder import sizes
+from .families.decoder import ROPE_PATTERN, for_architecture, sizes
 from .families.model import Decoder
 from .gguf_file import array_bool, array_u32, f32, u32
 from .tensor import Tensor
@@ -38,36 +39,50 @@ def portable(model: Model) -> Model:
         per_layer = {"attn_sinks.weight": np.full(decoder.heads, NO_SINK, np.float32)}
     else:
         per_layer = {}
-    layers = []
-    for layer, block in enumerate(order):
-        prefix = f"blk.{block}."
-        for weight in model.weights:
-            if weight.name.startswith(prefix):
-                part = weight.name.removeprefix(prefix)
-                if architecture == "qwen3" and part in ("attn_q.weight", "attn_k.weight"):
-                    weight = dataclasses.replace(weight, head_rows=decoder.head_dim, to_halves=True)
-                layers.append(dataclasses.replace(weight, name=f"blk.{layer}.{part}"))
-        layers += [constant(f"blk.{layer}.{part}", values) for part, values in per_layer.items()]
-    inside = [i for i, weight in enumerate(model.weights) if weight.name.startswith("blk.")]
-    weights = [*model.weights[: inside[0]], *layers, *model.weights[inside[-1] + 1 :]]
+    weights = written_out(model.weights, decoder, order)
+    inside = max(i for i, weight in enumerate(weights) if weight.name.startswith("blk."))
+    constants = [
+        constant(f"blk.{layer}.{part}", values)
+        for layer in range(len(order))
+        for part, values in per_layer.items()
+    ]
+    weights[inside + 1 : inside + 1] = constants
 
     metadata = sizes(decoder, len(order))
     if architecture == "granite_swa":
         metadata |= {
-            "attention.sliding_window": u32(decoder.window),
-            "attention.sliding_window_pattern": array_bool([decoder.sliding[b] for b in order]),
-            "logit_scale": f32(1.0),
+            Keys.Attention.SLIDING_WINDOW: u32(decoder.window),
+            Keys.Attention.SLIDING_WINDOW_PATTERN: array_bool([decoder.sliding[b] for b in order]),
+            Keys.LLM.LOGIT_SCALE: f32(1.0),
         }
         if not all(decoder.rope):
-            metadata["attention.rope_pattern"] = array_u32([int(decoder.rope[b]) for b in order])
+            metadata[ROPE_PATTERN] = array_u32([int(decoder.rope[b]) for b in order])
     return dataclasses.replace(
         model,
         architecture=architecture,
-        metadata={f"{architecture}.{key}": value for key, value in metadata.items()},
+        metadata=for_architecture(architecture, metadata),
         weights=weights,
         decoder=dataclasses.replace(decoder, blocks=len(order)),
         schedule=tuple(range(len(order))),
     )
+
+
+def written_out(weights: list[Weight], decoder: Decoder, order: tuple[int, ...]) -> list[Weight]:
+    """The weights with those of each block once for each of its executions, as `portable` has
+    them."""
+    turned = ("attn_q.weight", "attn_k.weight", "attn_q.weight.lora_b", "attn_k.weight.lora_b")
+    to_halves = stock_architecture(decoder) == "qwen3"
+    layers = []
+    for layer, block in enumerate(order):
+        prefix = f"blk.{block}."
+        for weight in weights:
+            if weight.name.startswith(prefix):
+                part = weight.name.removeprefix(prefix)
+                if to_halves and part in turned:
+                    weight = dataclasses.replace(weight, head_rows=decoder.head_dim, to_halves=True)
+                layers.append(dataclasses.replace(weight, name=f"blk.{layer}.{part}"))
+    inside = [i for i, weight in enumerate(weights) if weight.name.startswith("blk.")] or [0, -1]
+    return [*weights[: inside[0]], *layers, *weights[inside[-1] + 1 :]]
 
 
 def stock_architecture(decoder: Decoder) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ BITS: dict[str, type[np.uint16] | type[np.uint32]] = {
     "F16": np.uint16,
     "BF16": np.uint16,
 }
+
+# What training code puts before the names: DistributedDataParallel, PEFT, a module of one's own.
+WRAPPERS = re.compile(
+    r"(?:module\.|base_model\.model\.|model\.(?=(?:model|module|base_model|lm_head)\.))+"
+)
+COMPILED = "_orig_mod."  # torch.compile, which may wrap a part alone
 
 
 @dataclass(frozen=True)
@@ -50,3 +57,10 @@ def shown(name: object) -> str:
     """A name from a file, fit for a line of a terminal."""
     text = str(name)
     return text if text.isprintable() and len(text) <= 120 else f"{text[:120]!r}"
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what training code wraps around it."""
+    name = name.replace(COMPILED, "")
+    match = WRAPPERS.match(name)
+    return name[match.end() :] if match else name

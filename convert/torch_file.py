@@ -39,6 +39,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict of tensors.")
 
     names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    names |= {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):

@@ -21,12 +21,12 @@ if not any(os.path.isdir(os.path.join(folder, "lib")) for folder in __path__):
 from .errors import CheckpointError, MobileLLMError, ModelError
 
 if TYPE_CHECKING:
-    from .convert import convert_checkpoint
+    from .convert import convert_adapter, convert_checkpoint
     from .engine.conversation import Conversation
     from .engine.model import MobileLLM
     from .engine.sampling_types import Sampling
     from .inspection.verification import verify
-    from .quant.types import WeightType
+    from .quant.weight_type import WeightType
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "ModelError",
     "Sampling",
     "WeightType",
+    "convert_adapter",
     "convert_checkpoint",
     "verify",
 ]
@@ -44,7 +45,8 @@ _PLACES = {
     "Conversation": ".engine.conversation",
     "MobileLLM": ".engine.model",
     "Sampling": ".engine.sampling_types",
-    "WeightType": ".quant.types",
+    "WeightType": ".quant.weight_type",
+    "convert_adapter": ".convert",
     "convert_checkpoint": ".convert",
     "verify": ".inspection.verification",
 }

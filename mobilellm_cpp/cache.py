@@ -25,7 +25,7 @@ from .errors import CheckpointError, ModelError
 
 if TYPE_CHECKING:
     from .convert import Checkpoint
-    from .quant.types import WeightType
+    from .quant.weight_type import WeightType
 
 DEMO = Path(__file__).resolve().parent / "demo"
 DEFAULT_TYPE: "WeightType" = "q4_0"
@@ -211,7 +211,7 @@ def resolve(
     if model is None:
         return converted(DEMO, type or "f16", progress=progress)
     path = Path(model)
-    if path.is_file():
+    if path.is_file() and path.suffix not in (".safetensors", ".bin"):  # those have a folder
         if type:
             raise ModelError(f"{model} is a file; a weight type is for checkpoints to convert")
         return path

@@ -126,13 +126,13 @@ class LatticeRounder(Rounder):
 
     def __init__(self, deviations: list[Deviation]) -> None:
         super().__init__()
-        self._deviations = deviations
+        self.deviations = deviations
 
     def round(self, bits: Array, source: str, target: TensorType) -> Array:
         if target not in CODES:
             return super().round(bits, source, target)
         blocks, deviation = pack(bits, self.widen(bits, source), source, target)
-        self._deviations.append(deviation)
+        self.deviations.append(deviation)
         return blocks
 
 
@@ -146,10 +146,15 @@ def pack(bits: Array, values: Array, source: str, kind: TensorType) -> tuple[Arr
     scales = rows.reshape(-1)
     per_weight = np.repeat(np.where(scales == 0, 1, scales), kind.block)
     codes = np.rint(values.reshape(-1) / per_weight).astype(np.int8)
+    return blocks_of(codes, scales, kind), deviation
+
+
+def blocks_of(codes: Array, scales: Array, kind: TensorType) -> Array:
+    """Blocks of `kind` from the codes k of all weights, int8, and the scale of each block."""
     blocks = np.empty(scales.size, dtype=[("d", "<f2"), ("quants", "u1", 16)])
     blocks["d"] = scales
     blocks["quants"] = _QUANTS[kind](codes).reshape(-1, 16)
-    return blocks, deviation
+    return blocks
 
 
 # The 16 bytes of a block after its scale d, from codes k of all its weights: weight i is k[i] * d.

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..config import Config
-from ..tensor import Tensor
-from .decoder import build_decoder, read_decoder, require
-from .model import Model
+from .decoder import read_decoder, require
+from .model import Decoder
 
 
-def build(
-    config: Config, tensors: dict[str, Tensor], schedule: str | Sequence[int] | None
-) -> Model:
-    """Check config and tensors against each other and give them their GGUF names."""
+def read(config: Config) -> Decoder:
+    """The model that config.json describes."""
     decoder = read_decoder(config, theta=10000.0)
     require(config, {"sliding_window": (None,)})
-    return build_decoder(config, decoder, tensors, schedule)
+    return decoder

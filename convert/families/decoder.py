@@ -10,18 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from gguf.constants import Keys
 
 from mobilellm_cpp.errors import CheckpointError
 
 from ..config import Config
 from ..gguf_file import array_bool, array_u32, boolean, f32, u32
 from ..schedule import MAX_LAYERS, parse_schedule
+from ..stored_forms import refuse_other_forms
 from ..tensor import BITS, Tensor
 from .model import Decoder, Model, Weight
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
+SCALE = ".weight_fake_quantizer.scale"  # of torchao's quantization-aware training
+
 ROPE_FIELDS = ("rope_theta", "rope_type", "type", "factor", "partial_rotary_factor")
+
+# Keys that gguf does not have: the first two are ours, the last one is of upstream's granite_swa.
+BLOCK_SCHEDULE, QK_NORM = "{arch}.block_schedule", "{arch}.attention.qk_norm"
+ROPE_PATTERN = "{arch}.attention.rope_pattern"
 
 # Settings that would change the computation, with the values under which they do not.
 NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -29,7 +37,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "partial_rotary_factor": (1, None),
-    "quantization_config": (None,),
 }
 
 
@@ -71,32 +78,35 @@ def require(config: Config, neutral: dict[str, tuple[object, ...]]) -> None:
             raise config.refusal(field, f"must be {allowed}", value)
 
 
-def build_decoder(
-    config: Config,
-    decoder: Decoder,
-    tensors: dict[str, Tensor],
-    schedule: str | Sequence[int] | None,
-    *,
-    mlp: str = "mlp",
-    split_halves: bool = True,
-) -> Model:
-    """Check the tensors against the sizes and give them their GGUF names.
-
-    `schedule` overrides the config's `layer_sharing`, which means each block twice in a row.
-    `mlp` is the checkpoint's name for the feed-forward part. With `split_halves` RoPE turns the
-    halves of a head as stored, and the rows of q and k are reordered; without, neighbouring pairs.
-    """
-    blocks = decoder.blocks
+def execution_order(
+    config: Config, blocks: int, schedule: str | Sequence[int] | None
+) -> tuple[int, ...]:
+    """The stored block of each executed layer: as `schedule` says, or else the config's
+    `layer_sharing`, which means each block twice in a row."""
     if config.flag("layer_sharing") and schedule is None:
         schedule = "immediate"
         if 2 * blocks > MAX_LAYERS:
             rule = f"must be at most {MAX_LAYERS // 2} with layer_sharing"
             raise config.refusal("num_hidden_layers", rule, blocks)
-    order = tuple(range(blocks)) if schedule is None else parse_schedule(schedule, blocks)
+    return tuple(range(blocks)) if schedule is None else parse_schedule(schedule, blocks)
+
+
+def build_decoder(
+    config: Config,
+    decoder: Decoder,
+    tensors: dict[str, Tensor],
+    schedule: str | Sequence[int] | None,
+) -> Model:
+    """Check the tensors against the sizes and give them their GGUF names."""
+    refuse_other_forms(tensors.values())
+    order = execution_order(config, decoder.blocks, schedule)
     tied, notes = decide_tying(config, tensors)
     weights = []
     missing = []
-    expected = tensor_names(decoder, tied, mlp, split_halves)
+    mlp = next(
+        (m for m in decoder.mlp if any(f".{m}." in name for name in tensors)), decoder.mlp[0]
+    )
+    expected = tensor_names(decoder, tied, mlp)
     for source, (name, shape, head_rows) in expected.items():
         tensor = tensors.get(source)
         if tensor is None:
@@ -108,9 +118,11 @@ def build_decoder(
             raise CheckpointError(
                 f"{tensor} has shape {list(tensor.shape)}, and config.json makes it {list(shape)}."
             )
-        weights.append(Weight(name, tensor, head_rows))
+        scale = tensors.get(source.removesuffix(".weight") + SCALE)
+        weights.append(Weight(name, tensor, head_rows, scale=scale))
     for name, tensor in tensors.items():
-        dropped = name == HEAD or name.endswith(".rotary_emb.inv_freq")
+        of_matrix = name.endswith(SCALE) and name.removesuffix(SCALE) + ".weight" in tensors
+        dropped = name == HEAD or name.endswith(".rotary_emb.inv_freq") or of_matrix
         if name not in expected and not dropped:
             raise CheckpointError(f"{tensor} is no tensor of {config.get('architectures')[0]}.")
     if missing:
@@ -124,44 +136,48 @@ def decoder_metadata(decoder: Decoder, order: tuple[int, ...]) -> tuple[str, dic
     """The architecture's name and its keys."""
     extra: dict[str, bytes] = {}
     if order != tuple(range(decoder.blocks)):
-        extra["block_schedule"] = array_u32(order)
+        extra[BLOCK_SCHEDULE] = array_u32(order)
     if decoder.normed:
-        extra["attention.qk_norm"] = boolean(True)
+        extra[QK_NORM] = boolean(True)
     if not all(decoder.rope):
-        extra["attention.rope_pattern"] = array_u32([int(used) for used in decoder.rope])
+        extra[ROPE_PATTERN] = array_u32([int(used) for used in decoder.rope])
     if any(decoder.sliding):
-        extra["attention.sliding_window"] = u32(decoder.window)
-        extra["attention.sliding_window_pattern"] = array_bool(decoder.sliding)
+        extra[Keys.Attention.SLIDING_WINDOW] = u32(decoder.window)
+        extra[Keys.Attention.SLIDING_WINDOW_PATTERN] = array_bool(decoder.sliding)
     arch = "mobilellm" if extra else "llama"
-    metadata = sizes(decoder, decoder.blocks) | extra
-    return arch, {f"{arch}.{key}": value for key, value in metadata.items()}
+    return arch, for_architecture(arch, sizes(decoder, decoder.blocks) | extra)
+
+
+def for_architecture(arch: str, metadata: dict[str, bytes]) -> dict[str, bytes]:
+    """The keys, which are gguf's and have a place for the architecture's name, with that name."""
+    return {key.format(arch=arch): value for key, value in metadata.items()}
 
 
 def sizes(decoder: Decoder, blocks: int) -> dict[str, bytes]:
     """The keys that every Llama-like architecture has, of a file of so many blocks."""
     return {
-        "block_count": u32(blocks),
-        "context_length": u32(decoder.context),
-        "embedding_length": u32(decoder.hidden),
-        "feed_forward_length": u32(decoder.ffn),
-        "attention.head_count": u32(decoder.heads),
-        "attention.head_count_kv": u32(decoder.kv_heads),
-        "attention.key_length": u32(decoder.head_dim),
-        "attention.value_length": u32(decoder.head_dim),
-        "attention.layer_norm_rms_epsilon": f32(decoder.epsilon),
-        "rope.dimension_count": u32(decoder.head_dim),
-        "rope.freq_base": f32(decoder.theta),
-        "vocab_size": u32(decoder.vocab),
+        Keys.LLM.BLOCK_COUNT: u32(blocks),
+        Keys.LLM.CONTEXT_LENGTH: u32(decoder.context),
+        Keys.LLM.EMBEDDING_LENGTH: u32(decoder.hidden),
+        Keys.LLM.FEED_FORWARD_LENGTH: u32(decoder.ffn),
+        Keys.Attention.HEAD_COUNT: u32(decoder.heads),
+        Keys.Attention.HEAD_COUNT_KV: u32(decoder.kv_heads),
+        Keys.Attention.KEY_LENGTH: u32(decoder.head_dim),
+        Keys.Attention.VALUE_LENGTH: u32(decoder.head_dim),
+        Keys.Attention.LAYERNORM_RMS_EPS: f32(decoder.epsilon),
+        Keys.Rope.DIMENSION_COUNT: u32(decoder.head_dim),
+        Keys.Rope.FREQ_BASE: f32(decoder.theta),
+        Keys.LLM.VOCAB_SIZE: u32(decoder.vocab),
     }
 
 
 def tensor_names(
-    decoder: Decoder, tied: bool, mlp: str, split_halves: bool
+    decoder: Decoder, tied: bool, mlp: str
 ) -> dict[str, tuple[str, tuple[int, ...], int]]:
     """Checkpoint name to GGUF name, shape and, for q and k to reorder, the rows of a head."""
     d = decoder
     q_rows, kv_rows = d.heads * d.head_dim, d.kv_heads * d.head_dim
-    head_rows = d.head_dim if split_halves else 0
+    head_rows = d.head_dim if d.split_halves else 0
     names: dict[str, tuple[str, tuple[int, ...], int]] = {
         EMBEDDING: ("token_embd.weight", (d.vocab, d.hidden), 0),
     }

@@ -8,21 +8,17 @@ computation is guessed: config.json (or the user's settings) must say it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from ..config import Config
-from ..tensor import Tensor
-from .decoder import build_decoder, read_decoder
-from .model import Model
+from .decoder import read_decoder
+from .model import Decoder
 from .r1 import refuse_temperature, rope_layers
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def build(
-    config: Config, tensors: dict[str, Tensor], schedule: str | Sequence[int] | None
-) -> Model:
-    """Check config and tensors against each other and give them their GGUF names."""
+def read(config: Config) -> Decoder:
+    """The model that config.json describes."""
     width = "intermediate_size_mlp"
     if config.get(width) is None:
         width = "intermediate_size"
@@ -44,7 +40,8 @@ def build(
         rope=rope_layers(config, decoder.blocks),
         sliding=tuple(layer == SLIDING for layer in layers),
         window=config.integer("sliding_window", 1 << 28) if SLIDING in layers else 0,
+        split_halves=False,
+        mlp=("feed_forward", "mlp"),
     )
     refuse_temperature(config, decoder.rope, absent=False)
-    mlp = "feed_forward" if any(".feed_forward." in name for name in tensors) else "mlp"
-    return build_decoder(config, decoder, tensors, schedule, mlp=mlp, split_halves=False)
+    return decoder

@@ -7,20 +7,16 @@ after it, without weights, and a layer may have neither (transformers `modeling_
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from ..config import Config
-from ..tensor import Tensor
-from .decoder import build_decoder, read_decoder
-from .model import Model
+from .decoder import read_decoder
+from .model import Decoder
 
 FULL, CHUNKED = "full_attention", "chunked_attention"
 
 
-def build(
-    config: Config, tensors: dict[str, Tensor], schedule: str | Sequence[int] | None
-) -> Model:
-    """Check config and tensors against each other and give them their GGUF names."""
+def read(config: Config) -> Decoder:
+    """The model that config.json describes."""
     experts = config.get("num_local_experts")
     if experts != 0 and config.get("moe_layers") != []:
         rule = "must be 0: MobileLLM-R1 is a Llama 4 without experts"
@@ -30,6 +26,8 @@ def build(
         decoder,
         qk_norm=config.flag("use_qk_norm", required=True),
         rope=rope_layers(config, decoder.blocks),
+        split_halves=False,
+        mlp=("feed_forward",),
     )
     refuse_temperature(config, decoder.rope, absent=True)
 
@@ -45,7 +43,7 @@ def build(
     for layer in layers:
         if layer not in allowed:
             raise config.refusal("layer_types", f"must all be {FULL}", layer)
-    return build_decoder(config, decoder, tensors, schedule, mlp="feed_forward", split_halves=False)
+    return decoder
 
 
 def rope_layers(config: Config, blocks: int) -> tuple[bool, ...]:

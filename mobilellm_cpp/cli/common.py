@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..quant.types import WeightType
+from ..quant.weight_type import WeightType
 
 Model = Annotated[
     str,

@@ -1,14 +1,15 @@
-"""mobilellm convert: a checkpoint becomes a GGUF file."""
+"""mobilellm convert: a checkpoint, or an adapter for one, becomes a GGUF file."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ModelError
-from ..quant.types import WeightType
+from ..errors import CheckpointError, ModelError
+from ..quant.weight_type import WeightType
 from .common import (
+    Base,
     ChatTemplate,
     Revision,
     Schedule,
@@ -19,19 +20,30 @@ from .common import (
 )
 from .verify import failure, print_verification
 
+if TYPE_CHECKING:
+    from ..convert import Adapter
+
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A checkpoint folder or a hub id.")],
+    source: Annotated[
+        str, typer.Argument(help="A checkpoint or a LoRA adapter: a folder or a hub id.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The file to write; by default NAME-TYPE.gguf here."),
+        typer.Option(
+            "-o",
+            "--out",
+            help="The file to write; by default NAME-TYPE.gguf, for adapters NAME-lora-TYPE.gguf.",
+        ),
     ] = None,
     type: Annotated[
-        WeightType,
+        WeightType | None,
         typer.Option(
-            help="Type of the weights; exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints."
+            help="Type of the weights, by default f16, of an adapter f32; "
+            "exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints.",
+            show_default=False,
         ),
-    ] = "f16",
+    ] = None,
     schedule: Schedule = None,
     settings: Settings = None,
     portable: Annotated[
@@ -39,6 +51,10 @@ def convert(
     ] = False,
     chat_template: ChatTemplate = None,
     revision: Revision = None,
+    base: Base = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write the base with the adapter merged into it.")
+    ] = False,
     verify: Annotated[
         bool,
         typer.Option(
@@ -48,21 +64,34 @@ def convert(
         ),
     ] = False,
 ) -> None:
-    """Convert a MobileLLM checkpoint to a GGUF file."""
-    from ..convert import convert_checkpoint
+    """Convert a MobileLLM checkpoint, or a LoRA adapter for one, to a GGUF file."""
+    from ..convert import Adapter, convert_checkpoint, open_checkpoint, open_source
+    from ..convert.adapter_conversion import base_of
 
     if verify:
         from ..inspection.verification import verify as compare  # says now if torch is missing
+    fields = parse_settings(settings)
+    checkpoint = open_source(source, revision, fields)
+    adapter = None
+    if isinstance(checkpoint, Adapter):
+        if verify:
+            raise CheckpointError("--verify is for checkpoints: use `mobilellm verify` afterwards")
+        adapter = checkpoint
+        if not merge:
+            _convert_adapter(adapter, out, base, type, schedule, fields, portable)
+            return
+        checkpoint = open_checkpoint(base_of(adapter, base), None, fields)
+    elif base or merge:
+        raise CheckpointError(f"{source} is no adapter: --base and --merge are for one")
     with progress_bar() as progress:
         report = convert_checkpoint(
-            source,
+            checkpoint,
             out,
-            type=type,
+            type=type or "f16",
             schedule=schedule,
-            settings=parse_settings(settings),
             portable=portable,
             chat_template=chat_template,
-            revision=revision,
+            adapter=adapter,
             progress=progress,
         )
     for note in report.notes:
@@ -86,7 +115,7 @@ def convert(
             report.path,
             source,
             schedule=schedule,
-            settings=parse_settings(settings),
+            settings=fields,
             chat_template=chat_template,
             revision=revision,
         )
@@ -94,3 +123,30 @@ def convert(
         if not found.ok:
             complain(ModelError(f"{failure(found)}; the file is kept"))
             raise typer.Exit(1)
+
+
+def _convert_adapter(
+    adapter: "Adapter",
+    out: Path | None,
+    base: str | None,
+    type: WeightType | None,
+    schedule: str | None,
+    settings: dict[str, Any],
+    portable: bool,
+) -> None:
+    from ..convert import convert_adapter
+
+    report = convert_adapter(
+        adapter,
+        out,
+        base=base,
+        type=type or "f32",
+        schedule=schedule,
+        settings=settings,
+        portable=portable,
+    )
+    low, high = report.ranks
+    print(
+        f"{report.path}: {report.size_bytes / 2**20:.1f} MiB, {report.n_modules} matrices of rank "
+        f"{low if low == high else f'{low} to {high}'}, for {report.architecture} files"
+    )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from typing_extensions import Unpack
 
 from ..errors import ModelError
-from ..quant.types import WeightType
+from ..quant.weight_type import WeightType
 from .arguments import check_constructor, check_sampling, check_stop
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .inherited import MEAN, InheritedCalls, _as_list, normalized, pooled

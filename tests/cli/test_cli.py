@@ -11,10 +11,12 @@ from typing import get_args
 
 import pexpect
 import pytest
+from adapters import peft_model
 from checkpoints import make_checkpoint, random_tensor, tensor_shapes
 from gguf_edit import ARRAY, STRING, U32, rewrite
 from lattices import pareto
-from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES, WeightType
+from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
+from mobilellm_cpp.quant.weight_type import WeightType
 
 from mobilellm_cpp import MobileLLM
 from mobilellm_cpp.engine.conversation import Conversation
@@ -124,6 +126,20 @@ def test_convert_exact_refuses_what_is_on_no_lattice(place):
     done = run(place, "convert", "tiny", "--type", "exact")
     assert_sentence(done, "tiny", "no matrix is on a lattice")
     assert not (place / "tiny-exact.gguf").exists()
+
+
+def test_convert_an_adapter(place, tmp_path):
+    peft_model(place / "tiny", target_modules=["q_proj"]).save_pretrained(tmp_path / "polite")
+    done = run(place, "convert", tmp_path / "polite", "--base", "tiny")
+    assert done.returncode == 0, done.stderr
+    line = "polite-lora-f32.gguf: 0.0 MiB, 2 matrices of rank 4, for mobilellm files\n"
+    assert done.stdout == line and done.stderr == ""
+    done = run(place, "convert", tmp_path / "polite", "--base", "tiny", "--merge", "--type", "q8_0")
+    assert done.returncode == 0 and "polite-merged-q8_0.gguf: " in done.stdout, done.stderr
+    assert "2 matrices have the adapter polite merged into them" in done.stderr
+    assert_sentence(run(place, "chat", tmp_path / "polite"), "a LoRA adapter and no model")
+    assert_sentence(run(place, "convert", "tiny", "--merge"), "tiny is no adapter")
+    assert_sentence(run(place, "convert", tmp_path / "polite", "--verify"), "--verify is for")
 
 
 def test_convert_refuses_in_one_sentence(place, tmp_path):

@@ -15,8 +15,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from adapters import peft_model
 from checkpoints import make_checkpoint
-from mobilellm_cpp.convert import convert_checkpoint
+from mobilellm_cpp.convert import convert_adapter, convert_checkpoint
 
 from mobilellm_cpp.errors import CheckpointError
 
@@ -27,10 +28,12 @@ import sys, time
 import huggingface_hub.constants
 time.sleep = lambda seconds: None
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 4096
-from mobilellm_cpp.convert import convert_checkpoint
+from mobilellm_cpp.convert import Adapter, convert_adapter, convert_checkpoint, open_source
 from mobilellm_cpp.errors import CheckpointError
 try:
-    print(convert_checkpoint(sys.argv[1], sys.argv[2], revision=sys.argv[3] or None).notes)
+    source = open_source(sys.argv[1], sys.argv[3] or None)
+    convert = convert_adapter if isinstance(source, Adapter) else convert_checkpoint
+    convert(source, sys.argv[2])
 except CheckpointError as error:
     sys.exit(str(error))
 """
@@ -403,3 +406,21 @@ def test_no_weights(hub: Hub, tmp_path: Path) -> None:
     process = start(hub, tmp_path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "has no weights" in errors.splitlines()[-1]
+
+
+def test_an_adapter_and_its_base(hub: Hub, tmp_path: Path) -> None:
+    """Of the base nothing but config.json; the second time from the cache."""
+    peft_model(make_checkpoint(tmp_path / "base")).save_pretrained(tmp_path / "lora")
+    expected = convert_adapter(tmp_path / "lora", tmp_path / "a.gguf").path.read_bytes()
+    config = tmp_path / "lora" / "adapter_config.json"
+    fields = json.loads(config.read_text()) | {"base_model_name_or_path": "org/model"}
+    config.write_text(json.dumps(fields))
+    hub.revisions["lora"] = tmp_path / "lora"
+    title = b"Model"  # by the repository's name
+    got = convert(hub, tmp_path, "org/model", "lora")
+    assert got[-4096:] == expected[-4096:] and title in got
+    asked = ["adapter_config.json", "adapter_model.safetensors", "config.json"]
+    assert sorted(hub.names()) == asked
+    assert convert(hub, tmp_path, "org/model", "lora", HF_HUB_OFFLINE="1") == got
+    del hub.revisions["main"]
+    assert convert(hub, tmp_path, "org/model", "lora", HF_ENDPOINT="http://127.0.0.1:9") == got

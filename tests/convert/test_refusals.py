@@ -140,8 +140,6 @@ def test_broken_config(text: str | None, tmp_path: Path, untouched: Path) -> Non
 def test_no_folder(tmp_path: Path, untouched: Path) -> None:
     assert "nowhere" in refusal(tmp_path / "nowhere", untouched)
     assert "nowhere/at/all" in refusal("nowhere/at/all", untouched)
-    file = make_checkpoint(tmp_path / "m") / "model.safetensors"
-    assert "folder" in refusal(file, untouched)
 
 
 def test_unknown_type(tmp_path: Path, untouched: Path) -> None:

@@ -11,21 +11,29 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fuzz import checkpoint_draw, checkpoint_edits, gguf_draw, gguf_edits, strange, verify_draw
-from fuzz.seeds import CHECKPOINTS, FILES, VERIFIED
+from fuzz import (
+    adapter_draw,
+    checkpoint_draw,
+    checkpoint_edits,
+    gguf_draw,
+    gguf_edits,
+    strange,
+    verify_draw,
+)
+from fuzz.seeds import ADAPTERS, CHECKPOINTS, FILES, VERIFIED
 from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 
 Case = dict[str, Any]
-KINDS = ("checkpoint", "gguf", "verify")
+KINDS = ("checkpoint", "adapter", "gguf", "verify")
 
 SCHEDULES = ["immediate", "repeat-all-over", "reverse", "0,0,1,1", "1,0", "0", "2", "", "x", "0,-1"]
 
 
 @functools.cache
 def seed_input(kind: str, seeds: Path, name: str) -> Any:
-    """The files of a checkpoint, or the bytes of a GGUF file."""
-    if kind == "checkpoint":
-        return checkpoint_edits.read(seeds / "checkpoint" / name)
+    """The files of a checkpoint or an adapter, or the bytes of a GGUF file."""
+    if kind in ("checkpoint", "adapter"):
+        return checkpoint_edits.read(seeds / kind / name)
     return (seeds / "gguf" / name).read_bytes()
 
 
@@ -48,6 +56,10 @@ def draw_case(kind: str, seed: int, number: int, seeds: Path) -> Case:
         name = rng.choice(list(VERIFIED))
         edits, harmless = verify_draw.draw(rng, seed_input(kind, seeds, name))
         case = {"edits": edits, "harmless": harmless}
+    elif kind == "adapter":
+        name = rng.choice(list(ADAPTERS))
+        case = {"type": rng.choice(["f32", "f16", "bf16"]), "merge": rng.random() < 0.4}
+        case["edits"] = adapter_draw.draw(rng, seed_input(kind, seeds, name))
     else:
         name = rng.choice(list(FILES))
         case = {"edits": gguf_draw.draw(rng, seed_input(kind, seeds, name))}
@@ -57,7 +69,7 @@ def draw_case(kind: str, seed: int, number: int, seeds: Path) -> Case:
 def write_case(case: Case, seeds: Path, target: Path) -> None:
     """The input of the case: the folder or file `target`."""
     source = seed_input(case["kind"], seeds, case["input"])
-    if case["kind"] == "checkpoint":
+    if case["kind"] in ("checkpoint", "adapter"):
         checkpoint_edits.write(source, case["edits"], target)
     else:
         target.write_bytes(gguf_edits.apply(source, case["edits"]))

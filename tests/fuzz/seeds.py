@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from checkpoints import (
     make_pro,
     make_r1,
     random_tensor,
+    save_bin,
+    save_safetensors,
     tensor_shapes,
     write_characters,
 )
@@ -61,6 +64,47 @@ CHECKPOINTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lattice-4": (make_lattice, dict(bits=4, dtype="f32")),
 }
 
+
+def make_adapter(folder: Path, *, blocks: int = 2, container: str = "safetensors") -> Path:
+    """A LoRA adapter for the checkpoints of TINY, as PEFT saves it."""
+    folder.mkdir(parents=True)
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "org/base",
+        "r": 4,
+        "lora_alpha": 8,
+        "use_rslora": True,
+        "use_dora": False,
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "rank_pattern": {"o_proj": 2},
+        "alpha_pattern": {r"layers\.1\.mlp\..*": 3.5},
+        "target_modules": ["q_proj", "o_proj", "down_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    arrays = {}
+    for block in range(blocks):
+        for module, rank, rows, columns in (
+            ("self_attn.q_proj", 4, 64, 64),
+            ("self_attn.o_proj", 2, 64, 64),
+            ("mlp.down_proj", 4, 64, 128),
+        ):
+            name = f"base_model.model.model.layers.{block}.{module}.lora_"
+            arrays[f"{name}A.weight"] = random_tensor(name + "A", (rank, columns), 0)
+            arrays[f"{name}B.weight"] = random_tensor(name + "B", (rows, rank), 0)
+    save = save_bin if container == "bin" else save_safetensors
+    shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    save(folder / f"adapter_model.{container}", shapes, iter(arrays.values()))
+    return folder
+
+
+# An adapter, and the GGUF file and the checkpoint of its base.
+ADAPTERS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "lora": ({}, "llama-f32", "base"),
+    "lora-bin": ({"container": "bin"}, "untied-q4_0", "untied"),
+    "lora-shared": ({}, "mobilellm-q8_0", "shared"),
+}
+
 # A checkpoint, and how it is converted.
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-f32": ("base", dict(type="f32")),
@@ -82,9 +126,11 @@ VERIFIED = FILES | {"lattice-4-exact": ("lattice-4", dict(type="exact"))}
 
 
 def make_seeds(folder: Path) -> None:
-    """Writes checkpoint/NAME/ and gguf/NAME into `folder`."""
+    """Writes checkpoint/NAME/, adapter/NAME/ and gguf/NAME into `folder`."""
     (folder / "gguf").mkdir(parents=True)
     for name, (make, options) in CHECKPOINTS.items():
         make(folder / "checkpoint" / name, **{**TINY, **options})
     for name, (source, way) in VERIFIED.items():
         convert_checkpoint(folder / "checkpoint" / source, folder / "gguf" / name, **way)
+    for name, (options, _, _) in ADAPTERS.items():
+        make_adapter(folder / "adapter" / name, **options)

@@ -26,7 +26,9 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[run.Fuzzer]:
     assert not (fuzzer.sanitized and fuzzer.sanitized.complaints)
 
 
-@pytest.mark.parametrize(("kind", "cases"), [("checkpoint", 200), ("gguf", 200), ("verify", 100)])
+@pytest.mark.parametrize(
+    ("kind", "cases"), [("checkpoint", 200), ("adapter", 100), ("gguf", 200), ("verify", 100)]
+)
 def test_slice(kind: str, cases: int, fuzzer: run.Fuzzer) -> None:
     tally = fuzzer.run_all(run.drawn(kind, 0, range(cases), fuzzer.seeds))
     assert not tally.failures

@@ -26,10 +26,19 @@ import torch  # noqa: F401  # before anybody watches: its CUDA build runs ldconf
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # where `fuzz` is
 
 from fuzz.cases import Case, write_case  # noqa: E402
-from fuzz.seeds import VERIFIED  # noqa: E402
-from mobilellm_cpp.convert import convert_checkpoint, open_checkpoint  # noqa: E402
+from fuzz.seeds import ADAPTERS, VERIFIED  # noqa: E402
+from mobilellm_cpp.convert import (  # noqa: E402
+    convert_adapter,
+    convert_checkpoint,
+    open_checkpoint,
+)
+from mobilellm_cpp.convert.adapter import ADAPTER_WEIGHTS, CONFIG  # noqa: E402
+from mobilellm_cpp.convert.config import read_json  # noqa: E402
+from mobilellm_cpp.convert.safetensors_file import read_safetensors  # noqa: E402
+from mobilellm_cpp.convert.torch_file import read_torch  # noqa: E402
 
 from mobilellm_cpp import CheckpointError, MobileLLM, MobileLLMError, ModelError  # noqa: E402
+from mobilellm_cpp.engine.adapters import Adapters  # noqa: E402
 from mobilellm_cpp.engine.gguf_file import open_gguf  # noqa: E402
 from mobilellm_cpp.inspection.description import describe  # noqa: E402
 from mobilellm_cpp.inspection.verification import verify  # noqa: E402
@@ -173,6 +182,43 @@ def verify_case(seeds: Path, case: Case, path: Path, out: Path) -> tuple[bool, s
     return passed, refusal
 
 
+def adapter_case(seeds: Path, case: Case, folder: Path, out: Path) -> tuple[bool, str | None]:
+    """Whether config and header could be parsed, and the refusal. What is written is used."""
+    before = sorted(os.listdir(folder))
+    _, file, checkpoint = ADAPTERS[case["input"]]
+    base = seeds / "checkpoint" / checkpoint
+    try:
+        read_json(folder / CONFIG)
+        weights = next(folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file())
+        passed = bool((read_torch if weights.suffix == ".bin" else read_safetensors)(weights))
+    except (CheckpointError, StopIteration):
+        passed = False
+    try:
+        if case["merge"]:
+            convert_checkpoint(base, out, type=case["type"], adapter=folder)
+        else:
+            convert_adapter(folder, out, base=base, type=case["type"])
+        refusal = None
+    except CheckpointError as error:
+        refusal = check_sentence(error)
+    if sorted(os.listdir(folder)) != before:
+        raise Failure(f"the adapter's folder holds {sorted(os.listdir(folder))}")
+    left = os.listdir(out.parent)
+    if left != ([] if refusal else [out.name]):
+        raise Failure(f"left in the output's folder: {left}")
+    if refusal is None:
+        llm = MobileLLM(out if case["merge"] else seeds / "gguf" / file, n_ctx=64, n_threads=1)
+        if not case["merge"]:
+            Adapters(llm.model).use(llm.ctx, [(out, 1.0)])
+        try:
+            llm.logits([1, 5, 7])
+        except ModelError as error:
+            if "no numbers" not in str(error):  # weights may be large
+                raise
+        llm.close()
+    return passed, refusal
+
+
 def carry_out(
     run: Callable[[Case, Path, Path], tuple[bool, str | None]],  # from the input to the output
     case: Case,
@@ -232,6 +278,7 @@ def main() -> None:
         "checkpoint": checkpoint_case,
         "gguf": gguf_case,
         "verify": functools.partial(verify_case, seeds),
+        "adapter": functools.partial(adapter_case, seeds),
     }
     for line in sys.stdin:
         case = json.loads(line)

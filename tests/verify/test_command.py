@@ -68,8 +68,8 @@ def test_a_wrong_file_as_json(place):
 def test_convert_keeps_a_file_that_fails(place):
     """With a converter that leaves the rows of a head in their order."""
     patch = (
-        "from mobilellm_cpp.convert import conversion\n"
-        "conversion.reorder = lambda bits, *_: bits.copy()"
+        "from mobilellm_cpp.convert import writing\n"
+        "writing.in_order = lambda weight, rows: rows.copy()"
     )
     done = run(place, "convert", "tiny", "-o", "bad.gguf", "--verify", patch=patch)
     assert done.returncode == 1 and done.stdout.splitlines()[-1] == "verdict    FAILED"
