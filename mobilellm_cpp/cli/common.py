@@ -57,6 +57,12 @@ ChatTemplate = Annotated[
         help="The file's chat template: one of the checkpoint's by its name, or a file.",
     ),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="The checkpoint of an adapter; by default the one that it names.", show_default=False
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 Settings = Annotated[
     list[str] | None,

@@ -8,6 +8,7 @@ import typer
 
 from ..errors import ModelError
 from .common import (
+    Base,
     ChatTemplate,
     Model,
     Revision,
@@ -22,13 +23,15 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from ..inspection.adapter_check import AdapterVerification
     from ..inspection.verification import Verification
 
 
 def verify(
     model: Model,
     checkpoint: Annotated[
-        str, typer.Argument(help="The folder or hub id that the model was converted from.")
+        str,
+        typer.Argument(help="The folder or hub id that the model (or adapter) was converted from."),
     ],
     text: Annotated[
         Path | None,
@@ -45,11 +48,28 @@ def verify(
     chat_template: ChatTemplate = None,
     revision: Revision = None,
     threads: Threads = 0,
+    base: Base = None,
 ) -> None:
-    """Compare a model with its checkpoint: weights, metadata, tokens and logits. Needs torch."""
+    """Compare a model with its checkpoint: weights, metadata, tokens and logits; or an adapter file
+    with its folder. Needs torch."""
+    from ..inspection.adapter_check import is_adapter_file, verify_adapter
     from ..inspection.verification import verify as compare
     from .common import resolve
 
+    if Path(model).is_file() and is_adapter_file(model):
+        from ..convert.adapter_conversion import open_adapter
+
+        _finish(
+            verify_adapter(
+                model,
+                open_adapter(checkpoint, revision),
+                base=base,
+                schedule=schedule,
+                settings=parse_settings(settings),
+            ),
+            as_json,
+        )
+        return
     if not Path(model).is_file() and (schedule or settings or chat_template or revision):
         raise ModelError(
             f"{model} is no file: it is converted as its config.json says, "
@@ -69,8 +89,17 @@ def verify(
         revision=revision,
         n_threads=threads,
     )
+    _finish(found, as_json)
+
+
+def _finish(found: "Verification | AdapterVerification", as_json: bool) -> None:
+    """Prints the answers; exit code 1 where one is no."""
+    from ..inspection.adapter_check import AdapterVerification
+
     if as_json:
         print_json({"ok": found.ok, **dataclasses.asdict(found)})
+    elif isinstance(found, AdapterVerification):
+        _print_adapter(found)
     else:
         print_verification(found)
     if not found.ok:
@@ -78,7 +107,17 @@ def verify(
         raise typer.Exit(1)
 
 
-def failure(found: "Verification") -> str:
+def _print_adapter(found: "AdapterVerification") -> None:
+    width = max((len(module.name) for module in found.modules), default=0)
+    for module in found.modules:
+        error = f"max |Δ| {module.max_error:.2e}, {module.share:.2f} of the bound"
+        print(f"{printable(module.name):{width}}  {module.type:4}  rank {module.rank}  {error}")
+    for sentence in found.failures:
+        print(f"wrong      {printable(sentence)}")
+    print("verdict    " + ("the file is what the adapter makes" if found.ok else "FAILED"))
+
+
+def failure(found: "Verification | AdapterVerification") -> str:
     """The verdict on a file that is not right, in a sentence."""
     more = f" (and {len(found.failures) - 1} more)" if len(found.failures) > 1 else ""
     return printable(

@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..engine.gguf_file import GGUFFile, TensorInfo, open_gguf
 from ..errors import MobileLLMError, ModelError
@@ -54,25 +54,33 @@ class Difference:
 def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Difference:
     """Compares two files, model or adapter, weight by weight. Raises ModelError where one cannot
     be read."""
-    paths = [os.fspath(a), os.fspath(b)]
-    with ExitStack() as stack:
-        files = [stack.enter_context(open_gguf(path)) for path in paths]
-        metadata = _metadata(*files)
-        infos = [{tensor.name: tensor for tensor in file.tensors()} for file in files]
+    path_a, path_b = os.fspath(a), os.fspath(b)
+    with open_gguf(path_a) as file_a, open_gguf(path_b) as file_b:
+        metadata = _metadata(file_a, file_b)
+        infos_a = {tensor.name: tensor for tensor in file_a.tensors()}
+        infos_b = {tensor.name: tensor for tensor in file_b.tensors()}
     found, alike = [], 0
-    for name in infos[0] | infos[1]:
-        pair = [info.get(name) for info in infos]
+    for name in infos_a | infos_b:
+        x, y = infos_a.get(name), infos_b.get(name)
         largest, mean = None, None
-        if pair[0] and pair[1] and pair[0].shape == pair[1].shape:
-            largest, mean = _compare(paths, pair[0], pair[1])
-            if largest == 0 and pair[0].type == pair[1].type:
+        if x and y and x.shape == y.shape:
+            largest, mean = _compare(path_a, x, path_b, y)
+            if largest == 0 and x.type == y.type:
                 alike += 1
                 continue
-        types = [tensor.type if tensor else "" for tensor in pair]
-        shapes = [list(tensor.shape) if tensor else [] for tensor in pair]
-        found.append(TensorDifference(name, *types, *shapes, largest, mean))
+        found.append(
+            TensorDifference(
+                name=name,
+                type_a=x.type if x else "",
+                type_b=y.type if y else "",
+                shape_a=list(x.shape) if x else [],
+                shape_b=list(y.shape) if y else [],
+                largest=largest,
+                mean=mean,
+            )
+        )
     found.sort(key=lambda tensor: -np.inf if tensor.largest is None else -tensor.largest)
-    return Difference(*paths, metadata, found, alike)
+    return Difference(path_a, path_b, metadata, found, alike)
 
 
 def _metadata(a: GGUFFile, b: GGUFFile) -> list[KeyDifference]:
@@ -110,26 +118,21 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _compare(paths: list[str], a: TensorInfo, b: TensorInfo) -> tuple[float | None, float | None]:
+def _compare(
+    path_a: str, a: TensorInfo, path_b: str, b: TensorInfo
+) -> tuple[float | None, float | None]:
     """The largest and the mean difference of two tensors of one shape, a few rows at a time."""
     columns = a.shape[-1]
     rows = a.n_elements // max(1, columns)
     step = max(1, CHUNK // max(1, columns))
     largest, total = 0.0, 0.0
     for first in range(0, rows, step):
-        n = min(step, rows - first)
-        data = []
-        for path, tensor in zip(paths, (a, b), strict=True):
-            row_bytes = tensor.n_bytes // rows
-            start = tensor.start + first * row_bytes
-            data.append(np.fromfile(path, np.uint8, n * row_bytes, offset=start))
-            if data[-1].size != n * row_bytes:
-                raise ModelError(f"{path}: {tensor.name} ends before its time")
-        if a.type == b.type and np.array_equal(*data):
+        last = min(first + step, rows)
+        raw_a, raw_b = _rows(path_a, a, first, last), _rows(path_b, b, first, last)
+        if a.type == b.type and np.array_equal(raw_a, raw_b):
             continue
         try:
-            x = dequantize(data[0], a.type_id, columns)
-            y = dequantize(data[1], b.type_id, columns)
+            x, y = dequantize(raw_a, a.type_id, columns), dequantize(raw_b, b.type_id, columns)
         except MobileLLMError:  # whole numbers, or a type without weights
             return None, None
         with np.errstate(invalid="ignore", over="ignore"):
@@ -139,3 +142,13 @@ def _compare(paths: list[str], a: TensorInfo, b: TensorInfo) -> tuple[float | No
         largest = max(largest, float(error.max()))
         total += float(error.sum(dtype=np.float64))
     return largest, total / max(1, a.n_elements)
+
+
+def _rows(path: str, tensor: TensorInfo, first: int, last: int) -> npt.NDArray[np.uint8]:
+    """The bytes of rows first..last."""
+    row_bytes = tensor.n_bytes // (tensor.n_elements // tensor.shape[-1])
+    n, start = (last - first) * row_bytes, tensor.start + first * row_bytes
+    data = np.fromfile(path, np.uint8, n, offset=start)
+    if data.size != n:
+        raise ModelError(f"{path}: {tensor.name} ends before its time")
+    return data

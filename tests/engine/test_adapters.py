@@ -61,6 +61,11 @@ def load(path: Path, **arguments: Any) -> MobileLLM:
     return MobileLLM(path, **arguments)
 
 
+def use(llm: MobileLLM, adapters: Adapters, lora: list[tuple[Path, float]]) -> None:
+    adapters.use(llm.ctx, lora)
+    llm._sequences.forget()
+
+
 def adapter(folder: Path, out: Path, **options: Any) -> Path:
     return convert_adapter(folder / "lora", out, base=folder / "base", **options).path
 
@@ -83,12 +88,13 @@ def test_beside_the_model(trained, tmp_path):
     plain = llm.logits(tokens)
     assert np.abs(plain - want).max() > 50 * BOUND * np.abs(want).max()
     adapters = Adapters(llm.model)
-    adapters.use(llm.ctx, [(path, 1.0)])
+    use(llm, adapters, [(path, 1.0)])
     assert_close(llm.logits(tokens), want)
     llm._ctx.kv_cache_clear()
     one_by_one = np.concatenate([decode(llm, [(t, i, 0)]) for i, t in enumerate(tokens)])
     assert_close(one_by_one, want)
-    adapters.use(llm.ctx, [])
+    llm._ctx.kv_cache_clear()
+    use(llm, adapters, [])
     assert np.array_equal(llm.logits(tokens), plain)
 
 
@@ -129,9 +135,9 @@ def test_several_at_a_time(tmp_path):
                     if name in module.scaling:
                         module.set_scale(name, scale)
         both.base_model.set_adapter(["default", "y"])
-        adapters.use(llm.ctx, [(paths[0], x), (paths[1], y)])
+        use(llm, adapters, [(paths[0], x), (paths[1], y)])
         assert_close(llm.logits(tokens), logits(both, tokens, schedule))
-    adapters.use(llm.ctx, [(paths[0], 0.0)])
+    use(llm, adapters, [(paths[0], 0.0)])
     assert np.array_equal(llm.logits(tokens), plain)
     assert len(adapters._loaded) == 2
 
@@ -148,7 +154,7 @@ def test_quantized_models_take_adapters_too(tmp_path):
     with model.disable_adapter():
         want = logits(model, tokens, schedule)
     noise = np.square(llm.logits(tokens) - want).mean()
-    Adapters(llm.model).use(llm.ctx, [(path, 1.0)])
+    use(llm, Adapters(llm.model), [(path, 1.0)])
     error = np.square(llm.logits(tokens) - logits(model, tokens, schedule)).mean()
     assert noise / 2 < error < 2 * noise
 
@@ -169,6 +175,26 @@ def test_what_is_no_adapter_of_this_model(tmp_path):
     own = adapter(tmp_path, tmp_path / "own.gguf")
     for scale in (float("nan"), float("inf")):
         with pytest.raises(ModelError, match="is no number"):
-            adapters.use(llm.ctx, [(own, scale)])
+            use(llm, adapters, [(own, scale)])
     with pytest.raises(ModelError, match="named twice"):
-        adapters.use(llm.ctx, [(own, 1.0), (own, 1.0)])
+        use(llm, adapters, [(own, 1.0), (own, 1.0)])
+
+
+@pytest.mark.parametrize("kind", ["shared", "r1"])
+def test_portable_files(kind, tmp_path):
+    """Adapters of portable models: pairs written out like the blocks, rows ordered for qwen3."""
+    schedule = [0, 0, 1, 1, 2, 2]
+    if kind == "r1":
+        base = make_r1(tmp_path / "base", dtype="f32")
+    else:
+        base = make_checkpoint(tmp_path / "base", **SHAPE)
+    model = peft_model(base, alpha_pattern={"q_proj": 3})
+    model.save_pretrained(tmp_path / "lora")
+    options = {"schedule": schedule, "portable": True}
+    report = convert_checkpoint(base, tmp_path / "m.gguf", type="f32", **options)
+    path = adapter(tmp_path, tmp_path / "a.gguf", **options)
+    assert report.architecture == {"r1": "qwen3", "shared": "llama"}[kind]
+    tokens = tokens_of(5)
+    llm = load(report.path)
+    use(llm, Adapters(llm.model), [(path, 1.0)])
+    assert_close(llm.logits(tokens), logits(model, tokens, schedule))

@@ -188,10 +188,11 @@ def adapter_case(seeds: Path, case: Case, folder: Path, out: Path) -> tuple[bool
     _, file, checkpoint = ADAPTERS[case["input"]]
     base = seeds / "checkpoint" / checkpoint
     try:
-        read_json(folder / CONFIG)
-        weights = next(folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file())
+        files = [folder / name for name in (CONFIG, *ADAPTER_WEIGHTS)]
+        config, weights = [path for path in files if path.is_file()][:2]  # reading a pipe waits
+        read_json(config)
         passed = bool((read_torch if weights.suffix == ".bin" else read_safetensors)(weights))
-    except (CheckpointError, StopIteration):
+    except (CheckpointError, ValueError):
         passed = False
     try:
         if case["merge"]:
@@ -210,6 +211,7 @@ def adapter_case(seeds: Path, case: Case, folder: Path, out: Path) -> tuple[bool
         llm = MobileLLM(out if case["merge"] else seeds / "gguf" / file, n_ctx=64, n_threads=1)
         if not case["merge"]:
             Adapters(llm.model).use(llm.ctx, [(out, 1.0)])
+            llm._sequences.forget()
         try:
             llm.logits([1, 5, 7])
         except ModelError as error:
