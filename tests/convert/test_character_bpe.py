@@ -139,6 +139,30 @@ def test_stock_llama_cpp_finds_the_same_tokens(tmp_path, stock_lib):
     assert json.loads(done.stdout) == [library.encode(text).ids for text in texts]
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_folder_that_transformers_saved(bos, tmp_path):
+    """Its AutoTokenizer and the converted file cut texts alike."""
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    model = characters_json()["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    saved = LlamaTokenizer(vocab=model["vocab"], merges=merges, add_bos_token=bos)
+    saved.add_tokens([token for token in ADDED if not token.special])
+    saved.add_special_tokens({"extra_special_tokens": [t for t in ADDED if t.special]})
+    saved.chat_template = "{{ messages }}"
+    checkpoint = make_checkpoint(tmp_path / "c", vocab=len(saved))
+    for path in checkpoint.glob("tokenizer*"):
+        path.unlink()
+    saved.save_pretrained(checkpoint)
+    assert not (checkpoint / "tokenizer.model").exists()
+    convert_checkpoint(checkpoint, tmp_path / "m.gguf")
+    llm = MobileLLM(tmp_path / "m.gguf", n_ctx=64, n_threads=1)
+    assert llm.metadata["tokenizer.chat_template"] == saved.chat_template
+    library = AutoTokenizer.from_pretrained(checkpoint)
+    for text in [*TEXTS, *random_texts(1000, ADDED)]:
+        assert llm.tokenize(text.encode(), special=True) == library.encode(text), repr(text)
+
+
 @pytest.mark.parametrize("make", [make_r1, make_pro])
 def test_rules_of_added_tokens_beside_a_vocabulary_of_bytes(make, tmp_path):
     checkpoint = make(tmp_path / "c", vocab=900)
