@@ -142,7 +142,7 @@ def _of_characters(vocabulary: Vocabulary, file: TokenizerFile, vocab: dict[str,
     if splits and (across := _first(text for text in normal if SPACE in text[1:])):
         raise file.refusal(f"pre_tokenizer splits at spaces, within which {across} would be made")
     vocabulary.model, vocabulary.pre = "llama", "default"
-    scores = _scores(file, vocab, {text for text in normal})
+    scores = _scores(file, vocab, set(normal))
     vocabulary.scores = [
         PADDING_SCORE if kind == UNUSED else scores.get(token.decode(), ADDED_SCORE)
         for token, kind in zip(vocabulary.tokens, types, strict=True)

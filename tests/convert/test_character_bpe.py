@@ -129,11 +129,17 @@ print(json.dumps([llm.tokenize(text.encode(), special=True) for text in texts]))
 """
 
 
-def test_stock_llama_cpp_finds_the_same_tokens(tmp_path, stock_lib):
+@pytest.mark.parametrize("spaces", ["prepend", "first"])
+def test_stock_llama_cpp_finds_the_same_tokens(spaces, tmp_path, stock_lib):
+    """All of them, or where it passes over keys of ours, those of texts that need none."""
     added = [token for token in ADDED if token.special and not token.lstrip and not token.rstrip]
-    fields = characters_json(spaces="prepend", added=added)
+    fields = characters_json(spaces=spaces, added=added)
     _, library = converted(tmp_path, fields)
-    texts = [*TEXTS[:-1], *random_texts(1000, added)]
+    texts = [*TEXTS, *random_texts(1000, added)]
+    if spaces == "first":
+        special = [token["content"] for token in fields["added_tokens"]]
+        texts = [t for t in texts if t[:1] not in " \u2581" and not any(s in t for s in special)]
+        assert len(texts) > 100
     done = run_on(stock_lib, STOCK, [str(tmp_path / "m.gguf"), texts])
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) == [library.encode(text).ids for text in texts]
