@@ -1,14 +1,29 @@
-"""Reads .bin files, which torch.save wrote: memory-mapped, and never running what a pickle asks."""
+"""Reads .bin files, which torch.save wrote: memory-mapped, and never running what a pickle asks.
+
+torch.load keeps a pickle from code that is not on its list, not from time and memory: `bytearray`
+is on the list, a tuple of twice the same tuple takes 2^n steps to be a key, and a few megabytes of
+a zip file can hold terabytes. So the pickle is looked through before torch reads it.
+"""
 
 from __future__ import annotations
 
+import pickletools
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from mobilellm_cpp.errors import CheckpointError
 
 from .tensor import BITS, Tensor, shown
+
+MAX_PICKLE = 1 << 21  # bytes: about 100 a tensor
+
+# What torch.save names in a state dict; the types of storages beside it.
+_NAMED = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter|sparse_tensor)|"
+    r"torch Size|torch\.serialization _get_layout|torch(\.storage)? \w+Storage|torch \w+\d+"
+)
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -31,6 +46,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             "or use a safetensors checkpoint."
         ) from None
 
+    _look_through(path)
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a hostile file can raise anything here
@@ -51,6 +67,47 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             dtype = f"{value.layout} {dtype}"
         tensors[name] = Tensor(name, dtype, tuple(value.shape), path, _bits(value, dtype))
     return tensors
+
+
+def _look_through(path: Path) -> None:
+    """Refuses a file whose pickle is larger than any state dict's, is compressed, names what no
+    state dict does, or refers to a tuple twice."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [info for info in archive.infolist() if info.filename.endswith("data.pkl")]
+            if [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
+                raise CheckpointError(f"{path} is compressed, which no file of torch.save is.")
+            if len(pickles) != 1:
+                raise CheckpointError(f"{path} holds {len(pickles)} pickles, where one is due.")
+            if pickles[0].file_size > MAX_PICKLE:
+                raise CheckpointError(
+                    f"{path} describes its tensors in {pickles[0].file_size} bytes, "
+                    f"more than {MAX_PICKLE}."
+                )
+            data = archive.read(pickles[0])
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError):
+        raise CheckpointError(
+            f"{path} is truncated or corrupt: its zip directory is not found."
+        ) from None
+
+    tuples: set[Any] = set()
+    last = ""
+    try:
+        for code, argument, _ in pickletools.genops(data):
+            if code.name == "GLOBAL" and not _NAMED.fullmatch(str(argument)):
+                called = str(argument).replace(" ", ".")
+                raise CheckpointError(
+                    f"{path} is refused: to read it would call {called}, "
+                    "and a file of weights calls nothing."
+                )
+            if code.name.endswith("BINPUT"):
+                (tuples.add if last.startswith("TUPLE") else tuples.discard)(argument)
+            elif code.name.endswith("BINGET") and argument in tuples:
+                raise CheckpointError(f"{path} refers to a tuple twice, which no state dict does.")
+            else:
+                last = code.name
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(f"{path} cannot be read as a pickle: {error}.") from None
 
 
 def _bits(value: Any, dtype: str) -> Any:

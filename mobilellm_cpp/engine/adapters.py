@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ModelError
+from .gguf_file import open_gguf
 from .library import guard, llama_cpp
 
 Lora = Sequence[tuple[str | os.PathLike[str], float]]
@@ -25,9 +26,7 @@ class Adapters:
         when it is no adapter for this model."""
         name = os.path.realpath(path)
         if name not in self._loaded:
-            if not os.path.isfile(name):
-                raise ModelError(f"{os.fspath(path)}: no such file")
-            with guard(os.fspath(path)):
+            with open_gguf(path), guard(os.fspath(path)):
                 adapter = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(name))
                 if not adapter:
                     raise ValueError("it is no adapter for this model")

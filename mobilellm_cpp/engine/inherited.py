@@ -168,16 +168,10 @@ class InheritedCalls(LlamaBase):
             last_n_tokens=self.last_n_tokens_size,
             processors=[each for each in processors if each is not constraint],
             constraint=constraint,
-            grammar=None if constraint else self._native_grammar(grammar),
+            grammar=None if constraint or grammar is None else (self._model.vocab, grammar),
             keep_logits=keep_logits,
             **known,
         )
-
-    def _native_grammar(self, grammar: Any) -> tuple[Any, bytes, bytes] | None:
-        """A llama_cpp.LlamaGrammar for llama.cpp's own sampler."""
-        if grammar is None:
-            return None
-        return self._model.vocab, grammar._grammar.encode(), grammar._root.encode()
 
     def generate(
         self,

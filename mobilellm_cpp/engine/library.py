@@ -71,7 +71,8 @@ lib.mobilellm_choose.restype = ctypes.c_int32
 
 # What upstream puts before the reason itself.
 _PREFIX = re.compile(
-    r"(?:\w+: |error loading model(?: \w+)?: |failed to initialize the context: )+"
+    r"^(?:\w+: |error loading model(?: \w+)?: "
+    r"|failed to (?:initialize the context|apply lora adapter): )+"
 )
 
 

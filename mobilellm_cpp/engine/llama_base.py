@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import TypedDict, Unpack
 
+from .templates import ChatTemplate
+
 if TYPE_CHECKING:
     from llama_cpp import (
         CreateChatCompletionResponse,

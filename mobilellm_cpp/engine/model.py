@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from ..errors import ModelError
 from ..quant.weight_type import WeightType
+from .adapters import Adapters, Lora
 from .arguments import check_constructor, check_sampling, check_stop
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .inherited import MEAN, InheritedCalls, _as_list, normalized, pooled
@@ -150,6 +151,7 @@ class MobileLLM(InheritedCalls):
     n_threads: 0 takes the physical cores.
     flash_attn: None is on, which a quantized KV cache needs, except for an f32 KV cache, which
     upstream's flash attention would round to f16.
+    lora: adapters, each a GGUF file and its scale; set_lora takes others later.
     Other arguments are those of llama_cpp.Llama; logging is off, and so is swa_full: the KV cache
     of a layer with a sliding window holds the window, not the context. embedding=True pools by the
     mean unless pooling_type says otherwise. Raises ModelError with the reason when the file cannot
@@ -163,6 +165,7 @@ class MobileLLM(InheritedCalls):
         n_threads: int = 0,
         flash_attn: bool | None = None,
         verbose: bool = False,
+        lora: Lora = (),
         **kwargs: Unpack[LlamaArguments],
     ) -> None:
         self._stack = contextlib.ExitStack()  # what close() closes, should we stop early
@@ -205,10 +208,14 @@ class MobileLLM(InheritedCalls):
                 f"{path}: a context of {self._context} tokens needs a KV cache of "
                 f"{needed / 2**30:.0f} GiB, more memory than this machine has"
             )
+        first, scale = arguments.pop("lora_path", None), arguments.pop("lora_scale", 1.0)
         with guard(path, verbose):
             super().__init__(
                 path, n_ctx=self._context, n_threads=threads, flash_attn=flash, **arguments
             )
+        self._adapters = Adapters(self._model.model)
+        if first or lora:
+            self._adapters.use(self._ctx.ctx, [*([(first, scale)] if first else []), *lora])
         self.context_params.embeddings = self._embedding
         self._logits_all = arguments.get("logits_all", False)  # a draft_model would ask for it
         self._fixed_seed = None if seed is None or seed < 0 else seed
@@ -292,6 +299,14 @@ class MobileLLM(InheritedCalls):
         from ..cache import converted
 
         return cls(converted(source, type, revision=revision), **kwargs)
+
+    def set_lora(self, lora: Lora) -> None:
+        """Computes with these adapters (a GGUF file and its scale each) and no others from now on;
+        each file is loaded once. Raises ModelError for one that does not fit."""
+        with self._sequences.lock:
+            self._sequences.check_open()
+            self._adapters.use(self._ctx.ctx, lora)
+        self._sequences.forget()
 
     # Texts and tokens
 

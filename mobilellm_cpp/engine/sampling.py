@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelError
+from .grammar import checked_grammar
 from .library import choose, llama_cpp, sampled
 
 Logits = npt.NDArray[np.float32]
@@ -45,7 +46,7 @@ class Sampler:
         last_n_tokens: int = 64,
         processors: Iterable[Processor] | Processor | None = None,
         constraint: Any = None,
-        grammar: tuple[Any, bytes, bytes] | None = None,
+        grammar: tuple[Any, Any] | None = None,
         keep_logits: bool = False,
     ) -> None:
         self._path = path
@@ -62,8 +63,6 @@ class Sampler:
 
         def add(name: str, *arguments: Any) -> None:
             sampler = getattr(llama_cpp, f"llama_sampler_init_{name}")(*arguments)
-            if not sampler:
-                raise ModelError("the grammar cannot be read")
             llama_cpp.llama_sampler_chain_add(self._owned, sampler)
 
         penalties = (repeat_penalty, frequency_penalty, presence_penalty)
@@ -77,7 +76,7 @@ class Sampler:
         elif temp > 0 and mirostat_mode == 0 and 0 < top_k <= MAX_BEST:
             self.n_best = top_k
         if grammar is not None:
-            add("grammar", *grammar)
+            llama_cpp.llama_sampler_chain_add(self._owned, checked_grammar(*grammar))
         if temp < 0:
             add("dist", seed)
         elif temp == 0:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from ..errors import ModelError
 from .library import Step, llama_cpp, not_computed, run_step
+from .states import put_state
 
 FEW = 12  # tokens of one sequence in a step that the fused step computes one by one
 FEW_IN_ALL = 64  # of all sequences
@@ -511,8 +512,7 @@ class Sequences:
         slot = self._slots.pop()
         self._give_slot(state, slot)
         while state.parked is not None:
-            size = len(state.parked)
-            if llama_cpp.llama_state_seq_set_data(self.context, state.parked, size, slot):
+            if put_state(self.context, state.parked, slot):
                 state.parked = None
                 self._remove(slot, state.done)
             elif not self._make_room(state, keep=[state]):

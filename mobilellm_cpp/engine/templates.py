@@ -375,10 +375,10 @@ class ChatTemplate:
             "function_call": None,
             "tools": None,
             "tool_choice": None,
-            "raise_exception": _raise_exception,
-            "strftime_now": _strftime_now,
             **self._tokens,
             **variables,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
         }
         try:
             if len(self.source) > MAX_SOURCE:

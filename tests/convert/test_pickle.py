@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,42 @@ def test_sparse_tensor(weights: Path, untouched: Path) -> None:
     state[name] = torch.from_numpy(np.eye(128, 64, dtype=np.float32)).to_sparse()
     torch.save(state, weights)
     assert name in refusal(weights, untouched)
+
+
+def rebuilt(weights: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> None:
+    """The same archive with another pickle."""
+    with zipfile.ZipFile(weights) as archive:
+        files = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(weights, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, pickled if name.endswith("data.pkl") else content)
+
+
+NESTED = b"".join(b"q%ch%c\x86" % (i, i) for i in range(60))  # a pair of the pair before
+BOMBS = {
+    "a key of 2^60 parts": (b"\x80\x02}K\x01\x85" + NESTED + b"K\x01s.", "refers to a tuple twice"),
+    "terabytes in one call": (
+        b"\x80\x02c__builtin__\nbytearray\n\x8a\x05" + (2**39).to_bytes(5, "little") + b"\x85R.",
+        "it would call __builtin__.bytearray",
+    ),
+    "a tensor from nothing": (
+        b"\x80\x02ctorch\nTensor\nJ\xff\xff\xff\x7f\x85R.",
+        "it would call torch.Tensor",
+    ),
+    "a long pickle": (b"\x80\x02]" + b"]0" * 2_000_000 + b".", "describes its tensors in"),
+    "no end": (b"\x80\x02}", "cannot be read"),
+    "no pickle": (b"<html>", "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs(name: str, weights: Path, untouched: Path) -> None:
+    pickled, sentence = BOMBS[name]
+    rebuilt(weights, pickled)
+    assert sentence in refusal(weights, untouched)
+
+
+def test_compressed(weights: Path, untouched: Path) -> None:
+    rebuilt(weights, b"\x80\x02}" + b"]0" * 50_000_000 + b".", zipfile.ZIP_DEFLATED)
+    assert weights.stat().st_size < 1_000_000
+    assert "is compressed" in refusal(weights, untouched)

@@ -198,3 +198,24 @@ def test_portable_files(kind, tmp_path):
     llm = load(report.path)
     use(llm, Adapters(llm.model), [(path, 1.0)])
     assert_close(llm.logits(tokens), logits(model, tokens, schedule))
+
+
+def test_a_model_is_switched_between_adapters(tmp_path):
+    """By the class itself, calls of several threads in between."""
+    base = make_checkpoint(tmp_path / "base", **SHAPE)
+    convert_checkpoint(base, tmp_path / "m.gguf", type="f32")
+    peft_model(base).save_pretrained(tmp_path / "lora")
+    path = adapter(tmp_path, tmp_path / "own.gguf")
+    tokens = tokens_of(4)
+    plain = load(tmp_path / "m.gguf")
+    without = plain.logits(tokens)
+    with MobileLLM(tmp_path / "m.gguf", n_ctx=64, n_threads=1, lora=[(path, 1.0)]) as llm:
+        adapted = llm.logits(tokens)
+    assert not np.allclose(adapted, without)
+    stream = plain.stream("hello", max_tokens=6)
+    next(stream)
+    plain.set_lora([(path, 1.0)])
+    assert np.array_equal(plain.logits(tokens), adapted)
+    "".join(stream)
+    plain.set_lora([])
+    assert np.array_equal(plain.logits(tokens), without)

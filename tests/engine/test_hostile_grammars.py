@@ -71,31 +71,14 @@ AMBIGUOUS = """root ::= [a-zA-Z0-9 ] root "b" | [a-zA-Z0-9 ] root "c" | [^\\x00]
 USE = """
 import json, sys
 from mobilellm_cpp import MobileLLM, MobileLLMError
-from mobilellm_cpp.engine.grammar import checked_grammar
-from mobilellm_cpp.engine.library import lib, llama_cpp, reason
-
-def follow(llm, text):
-    grammar = llama_cpp.LlamaGrammar(_grammar=text)
-    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-    llama_cpp.llama_sampler_chain_add(chain, checked_grammar(llm._model.vocab, grammar))
-    llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(1))
-    out = [1]
-    for _ in range(24):
-        llm.reset()
-        llm.eval(out)
-        token = lib.mobilellm_sample(chain, llm.ctx, -1, 0)
-        if token < 0:
-            raise MobileLLMError("not sampled: " + reason())
-        if token == llm.token_eos():
-            break
-        out.append(token)
-    llama_cpp.llama_sampler_free(chain)
-    return "runs: " + llm.detokenize(out[1:]).decode("utf-8", "replace")
+from llama_cpp import LlamaGrammar
 
 llm = MobileLLM(sys.argv[1], n_ctx=128, n_threads=1)
 for line in sys.stdin:
     try:
-        outcome = follow(llm, json.loads(line))
+        grammar = LlamaGrammar.from_string(json.loads(line))
+        done = llm.create_completion("a", max_tokens=24, temperature=1.0, seed=1, grammar=grammar)
+        outcome = "runs: " + done["choices"][0]["text"]
     except MobileLLMError as error:
         outcome = str(error)
     print(json.dumps(outcome), flush=True)

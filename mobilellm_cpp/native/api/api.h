@@ -50,6 +50,10 @@ LLAMA_API int32_t mobilellm_choose(llama_sampler * sampler, const float * logits
 // llama_sampler_init_grammar of a grammar that can be followed in bounded memory; NULL, with a reason, for others.
 LLAMA_API llama_sampler * mobilellm_grammar_init(const llama_vocab * vocab, const char * text, const char * root);
 
+// llama_state_set_data, or llama_state_seq_set_data for a sequence that is not negative. False, with a reason, for what
+// is no state of such a context; what it was to fill is as it was then, or empty.
+LLAMA_API bool mobilellm_state_set(llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id sequence);
+
 // gguf_init_from_file without the tensors' data; NULL, with a reason, for what its parser does not take.
 LLAMA_API gguf_context * mobilellm_gguf_open(const char * path);
 

@@ -8,6 +8,7 @@
 #include "thread_pool.h"
 
 #include <cstdio>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 
@@ -41,6 +42,29 @@ void keep_errors(ggml_log_level level, const char * text, void *) {
     }
     if (outer_log && (depth == 0 || !quiet)) {
         outer_log(level, text, outer_log_data);
+    }
+}
+
+// The parser compares every name in a file with all before it.
+void check_counts(const char * path) {
+    constexpr int64_t most_keys = 4096, most_tensors = 32768;
+
+    unsigned char head[24];
+    std::FILE *   file = std::fopen(path, "rb");
+    const size_t  n    = file ? std::fread(head, 1, sizeof head, file) : 0;
+    if (file) {
+        std::fclose(file);
+    }
+    if (n < sizeof head) {
+        return;  // the parser says so
+    }
+    int64_t n_tensors, n_keys;
+    std::memcpy(&n_tensors, head + 8, sizeof n_tensors);
+    std::memcpy(&n_keys, head + 16, sizeof n_keys);
+    if (std::memcmp(head, "GGUF", 4) == 0 && (n_keys > most_keys || n_tensors > most_tensors)) {
+        throw std::runtime_error("it says that it holds " + std::to_string(n_keys) + " keys and " +
+                                 std::to_string(n_tensors) + " tensors, more than " + std::to_string(most_keys) +
+                                 " and " + std::to_string(most_tensors));
     }
 }
 
@@ -84,6 +108,8 @@ int32_t mobilellm_decode(llama_context * ctx, llama_batch batch) {
 }
 
 gguf_context * mobilellm_gguf_open(const char * path) {
-    return under_guard<gguf_context *>(
-        nullptr, [&] { return gguf_init_from_file(path, { /*no_alloc*/ true, /*ctx*/ nullptr }); });
+    return under_guard<gguf_context *>(nullptr, [&] {
+        check_counts(path);
+        return gguf_init_from_file(path, { /*no_alloc*/ true, /*ctx*/ nullptr });
+    });
 }

@@ -275,22 +275,77 @@ void check_vocabulary(const gguf_context * ctx) {
     }
 }
 
-// Types that the CPU backend can multiply by and look up rows in.
-bool is_weight_type(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_F32:
-        case GGML_TYPE_F16:
-        case GGML_TYPE_BF16:
-            return true;
-        case GGML_TYPE_Q8_1:
-        case GGML_TYPE_Q8_K:
-            return false;  // for activations only
-        default:
-            return ggml_is_quantized(type) && ggml_get_type_traits(type)->to_float != nullptr;
+// An override is as much a part of the metadata as what the file says: written into it, it passes the same checks.
+void apply_overrides(const llama_model_loader & ml) {
+    gguf_context * ctx = ml.metadata;
+    for (const auto & [name, value] : ml.kv_overrides) {
+        const char *    key     = name.c_str();
+        const int64_t   id      = gguf_find_key(ctx, key);
+        const gguf_type type    = id < 0 ? GGUF_TYPE_COUNT : gguf_get_kv_type(ctx, id);
+        const bool      missing = id < 0;
+        if (name == GGUF_KEY_GENERAL_ALIGNMENT) {
+            refuse(name + " cannot be overridden");
+        }
+        switch (value.tag) {
+            case LLAMA_KV_OVERRIDE_TYPE_INT:
+                if (type == GGUF_TYPE_INT32 && value.val_i64 >= INT32_MIN && value.val_i64 <= INT32_MAX) {
+                    gguf_set_val_i32(ctx, key, int32_t(value.val_i64));
+                    continue;
+                }
+                if (value.val_i64 < 0 || value.val_i64 > int64_t(UINT32_MAX)) {
+                    refuse(name + " is overridden by " + std::to_string(value.val_i64) + ", which has no 32 bits");
+                }
+                if (missing || type == GGUF_TYPE_UINT32) {
+                    gguf_set_val_u32(ctx, key, uint32_t(value.val_i64));
+                    continue;
+                }
+                break;
+            case LLAMA_KV_OVERRIDE_TYPE_FLOAT:
+                if (missing || type == GGUF_TYPE_FLOAT32) {
+                    gguf_set_val_f32(ctx, key, float(value.val_f64));
+                    continue;
+                }
+                break;
+            case LLAMA_KV_OVERRIDE_TYPE_BOOL:
+                if (missing || type == GGUF_TYPE_BOOL) {
+                    gguf_set_val_bool(ctx, key, value.val_bool);
+                    continue;
+                }
+                break;
+            case LLAMA_KV_OVERRIDE_TYPE_STR:
+                if (missing || type == GGUF_TYPE_STRING) {
+                    gguf_set_val_str(ctx, key, value.val_str);
+                    continue;
+                }
+                break;
+        }
+        refuse(name + " is overridden by a value of another kind than the file's, which is " + gguf_type_name(type));
     }
 }
 
-void check_tensors(const llama_model_loader & ml, const std::string & arch) {
+// What upstream's graphs divide by, of any architecture. Recurrent ones say zero where they have no attention.
+void check_divisors(const metadata & meta, llm_arch arch) {
+    if (llm_arch_is_recurrent(arch) || llm_arch_is_hybrid(arch)) {
+        return;
+    }
+    for (const char * key : { "embedding_length", "attention.head_count", "rope.dimension_count" }) {
+        const int64_t id = meta.find(key);
+        if (id >= 0 && gguf_get_kv_type(meta.ctx, id) != GGUF_TYPE_ARRAY) {
+            meta.bounded(key, 1, max_width, 1);
+        }
+    }
+    for (const char * key : { "attention.key_length", "attention.value_length", "feed_forward_length",
+                              "attention.head_count_kv", "expert_group_count" }) {
+        meta.bounded(key, 0, max_width, 0);
+    }
+}
+
+// Vectors hold numbers, and some files of other programs have them in half precision.
+bool is_vector_type(ggml_type type, bool ours) {
+    return type == GGML_TYPE_F32 || (!ours && (type == GGML_TYPE_F16 || type == GGML_TYPE_BF16));
+}
+
+void check_tensors(const llama_model_loader & ml, const std::string & arch, bool ours) {
     // what load_arch_tensors asks for; upstream looks for further optional ones by executed layer
     static const std::regex known(
         "(token_embd|output_norm|output|blk\\.[0-9]+\\.(attn_norm|attn_q|attn_k|attn_v|attn_output|ffn_norm|"
@@ -305,8 +360,11 @@ void check_tensors(const llama_model_loader & ml, const std::string & arch) {
                 refuse("tensor '" + name + "' has an empty dimension");
             }
         }
+        if (!ours && ggml_n_dims(t) <= 2 && (name.find("tid2eid") < name.size() || name.find("d2t") < name.size())) {
+            continue;  // tables of token and expert ids
+        }
         const bool vector = ggml_n_dims(t) == 1;
-        if (vector ? t->type != GGML_TYPE_F32 : !is_weight_type(t->type)) {
+        if (vector ? !is_vector_type(t->type, ours) : !mobilellm_is_weight_type(t->type)) {
             refuse("tensor '" + name + "' has type " + ggml_type_name(t->type) +
                    (vector ? "; a vector must be f32" : ", which is no weight type"));
         }
@@ -315,14 +373,32 @@ void check_tensors(const llama_model_loader & ml, const std::string & arch) {
 
 }  // namespace
 
+bool mobilellm_is_weight_type(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16:
+            return true;
+        case GGML_TYPE_Q8_1:
+        case GGML_TYPE_Q8_K:
+            return false;  // for activations only
+        default:
+            return ggml_is_quantized(type) && ggml_get_type_traits(type)->to_float != nullptr;
+    }
+}
+
 void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only) {
+    apply_overrides(ml);
     const metadata                          meta{ ml.metadata, ml.get_arch_name() };
     static const std::set<std::string_view> written = { "mobilellm", "llama", "qwen3", "granite_swa" };
-    if (written.count(meta.arch) == 0) {
-        return;  // none that the converter writes
-    }
+    const bool                              ours    = written.count(meta.arch) > 0;
     check_vocabulary(meta.ctx);
     if (vocab_only) {
+        return;
+    }
+    if (!ours) {  // none that the converter writes
+        check_divisors(meta, ml.get_arch());
+        check_tensors(ml, meta.arch, ours);
         return;
     }
     if (meta.arch == "mobilellm") {
@@ -341,7 +417,7 @@ void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only) {
     meta.positive("attention.layer_norm_rms_epsilon", true);
     check_heads(meta, n_embd);
     check_rope(meta);
-    check_tensors(ml, meta.arch);
+    check_tensors(ml, meta.arch, ours);
     if (meta.arch == "mobilellm") {
         check_schedule(meta, n_stored);
         check_layers(meta, n_stored);

@@ -8,6 +8,8 @@
 
 #include "models/models.h"
 
+#include <cstdio>
+
 struct llama_model_mobilellm : public llama_model_base {
     explicit llama_model_mobilellm(const llama_model_params & params) : llama_model_base(params) {}
 
@@ -30,9 +32,16 @@ struct llama_model_mobilellm : public llama_model_base {
     };
 };
 
-// Throws std::runtime_error with one sentence when a `llama` or `mobilellm` file says something that
-// the loader, the graph or a worker thread would abort on. Other architectures pass unseen.
+// Throws std::runtime_error with one sentence when a file says something that the loader, the graph or a worker thread
+// would abort, divide or loop on: for the architectures that the converter writes all of that, for others what none may
+// have. Writes the caller's overrides into the metadata, so that they are checked alike.
 void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only);
+
+// Types that the CPU backend can multiply by and look up rows in.
+bool mobilellm_is_weight_type(ggml_type type);
+
+// Throws std::runtime_error with one sentence when a LoRA adapter does not fit the model, or cannot be multiplied by.
+void mobilellm_check_adapter(const llama_model & model, const gguf_context * adapter, FILE * file);
 
 // Upper bound of graph nodes. Upstream counts stored tensors, too few once blocks run more than once.
 uint32_t mobilellm_graph_max_nodes(const llama_model & model);
