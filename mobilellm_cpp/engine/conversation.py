@@ -1,10 +1,12 @@
 """A conversation that never outgrows the context: the oldest turns go, the system prompt stays."""
 
 from collections.abc import Iterator
-from typing import Any
+
+from typing_extensions import Unpack
 
 from ..errors import ModelError
 from .model import Message, MobileLLM
+from .sampling_types import Choice
 
 
 class Conversation:
@@ -16,7 +18,11 @@ class Conversation:
     """
 
     def __init__(
-        self, llm: MobileLLM, system: str | None = None, max_tokens: int = 512, **sampling: Any
+        self,
+        llm: MobileLLM,
+        system: str | None = None,
+        max_tokens: int = 512,
+        **sampling: Unpack[Choice],
     ) -> None:
         self.llm = llm
         self.max_tokens = max_tokens

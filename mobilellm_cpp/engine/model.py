@@ -21,7 +21,7 @@ from .arguments import check_constructor, check_sampling, check_stop
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .inherited import MEAN, InheritedCalls, _as_list, normalized, pooled
 from .library import Pieces, guard, llama_cpp, tokenize
-from .llama_base import Formatter, LlamaArguments
+from .llama_base import Formatter, LlamaArguments, ModelArguments
 from .sampling_types import Sampling
 from .sequences import Sequence as TokenSequence
 from .sequences import Sequences
@@ -289,7 +289,7 @@ class MobileLLM(InheritedCalls):
         type: WeightType = "q4_0",
         *,
         revision: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[ModelArguments],
     ) -> "MobileLLM":
         """The model of a checkpoint folder or hub id, converted to `type` once and cached.
 
@@ -303,10 +303,7 @@ class MobileLLM(InheritedCalls):
     def set_lora(self, lora: Lora) -> None:
         """Computes with these adapters (a GGUF file and its scale each) and no others from now on;
         each file is loaded once. Raises ModelError for one that does not fit."""
-        with self._sequences.lock:
-            self._sequences.check_open()
-            self._adapters.use(self._ctx.ctx, lora)
-        self._sequences.forget()
+        self._sequences.change(lambda: self._adapters.use(self._ctx.ctx, lora))
 
     # Texts and tokens
 
@@ -349,12 +346,23 @@ class MobileLLM(InheritedCalls):
         """Yields the continuation of a text, or the answer to messages, in pieces as it is made.
 
         Ends at an end-of-text token, at a stop string (not yielded), after max_tokens, or where
-        the context is full. temperature 0 is greedy; the same seed gives the same text. With one
-        of json_schema, regex, lark, grammar and response_format, a text that ends by itself has
-        that form.
+        the context is full. Raises ModelError when the prompt does not fit into the context, or an
+        argument is not sound. The arguments, and what they are when left out:
 
-        Raises ModelError when the prompt does not fit into the context, or an argument is not
-        sound."""
+        max_tokens: None, as many as there is room for
+        temperature: 0.8; 0 always takes the likeliest token
+        top_k: 40 likeliest tokens are looked at; 0: all
+        top_p: 0.95, the probability that they have together at least; 1: all
+        min_p: 0.05, the least probability, relative to the likeliest token's; 0: all
+        typical_p: 1, locally typical sampling is off
+        repeat_penalty: 1; a larger one divides the logits of tokens seen lately
+        frequency_penalty, presence_penalty: 0; taken from the logits of tokens seen lately, once
+            for each time, and once
+        seed: None, another text each time; the same seed gives the same text
+        stop: a text or texts before which the answer ends
+        json_schema, regex, lark, grammar, response_format: none; with one of them, a text that ends
+            by itself has that form
+        """
         return self._stream(prompt, sampling, None)
 
     def _stream(

@@ -6,13 +6,9 @@ from typing import Any
 from typing_extensions import TypedDict
 
 
-class Sampling(TypedDict, total=False):
-    """Keyword arguments of MobileLLM.stream, for functions that pass them on:
+class Choice(TypedDict, total=False):
+    """Keyword arguments of Conversation: those of MobileLLM.stream without max_tokens."""
 
-    def ask(llm: MobileLLM, question: str, **sampling: Unpack[Sampling]) -> str: ...
-    """
-
-    max_tokens: int | None  # None: as many as the context has room for
     temperature: float  # 0 always takes the likeliest token
     top_k: int  # only the k likeliest tokens; 0: all
     top_p: float  # only the likeliest tokens that have this probability together; 1: all
@@ -30,3 +26,12 @@ class Sampling(TypedDict, total=False):
     lark: str  # a Lark grammar
     grammar: Any  # a GBNF grammar: its text, or a llama_cpp.LlamaGrammar
     response_format: Mapping[str, Any] | None  # as in OpenAI's chat completions
+
+
+class Sampling(Choice, total=False):
+    """Keyword arguments of MobileLLM.stream, for functions that pass them on:
+
+    def ask(llm: MobileLLM, question: str, **sampling: Unpack[Sampling]) -> str: ...
+    """
+
+    max_tokens: int | None  # None: as many as the context has room for

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -70,6 +70,7 @@ class State:
         self.done = 0  # leading tokens whose K and V are in the cache, or in `parked`
         self.slot: Any = None  # its number in the cache
         self.parked: Any = None  # K and V of done tokens, copied out of the cache
+        self.changes = 0  # of the model, before `done` was computed
         self.trim = False  # the cache holds more than `done`
         self.live = True
         self.wanted: Wanted | None = None
@@ -236,6 +237,7 @@ class Sequences:
         self._placed: dict[int, State] = {}
         self._waiting: dict[int, State] = {}  # for whom callers wait
         self._was_many = False
+        self._changes = 0
         self._step = Step(n_ubatch)
         self._closed = False
         self._users = threading.Condition()
@@ -310,12 +312,14 @@ class Sequences:
                 self._n_users -= 1
                 self._users.notify_all()
 
-    def forget(self) -> None:
-        """Nothing in the cache is to be used any more: what computes it has changed."""
+    def change(self, work: Callable[[], None]) -> None:
+        """Carries out work that changes what the model computes: all is computed again."""
         with self.lock:
             self.check_open()
+            work()
             for state in list(self._placed.values()):
                 self.drop(state)
+            self._changes += 1
             self.fused = None
 
     def nobody_waits(self) -> None:
@@ -503,6 +507,8 @@ class Sequences:
                 self._remove(state.slot, state.done)
                 state.trim = False
             return True
+        if state.changes != self._changes:
+            state.changes, state.parked, state.done = self._changes, None, 0
         if not self.fused and self._placed and not self._leave_alone(state):
             return False
         if state.parked is None and state.done == 0 and self._start_from_another(state):

@@ -42,6 +42,8 @@ def main() -> None:
     print("".join(pieces), tokens_of(llm))
     messages = [{"role": "user", "content": "hi"}]
     print(llm.chat(messages).upper(), ask(llm, "hi", temperature=0, seed=1))
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    print(llm.chat(parts))
     logits: npt.NDArray[np.float32] = llm.logits([1, 2])
     print(logits.shape, llm.embeddings(["a", "b"]).shape, llm.n_ctx() + 1)
 
