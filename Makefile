@@ -3,6 +3,7 @@
 # make test     all checks and tests (also builds the stock llama.cpp they compare with, once)
 # make bench    docs/measurements.md: our build against stock llama.cpp (half an hour on an idle machine)
 # make fuzz     spoiled checkpoints and GGUF files, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
+# make clients  programs of others over our package: LangChain, outlines, llm, ... (docs/clients.md)
 # make lint | stock | sanitize | clean
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find convert quant kernels mobilellm_cpp site -type f -not -name '*.pyc')
 
-.PHONY: demo dev test bench lint stock sanitized sanitized-threads sanitize fuzz clean
+.PHONY: demo dev test bench clients lint stock sanitized sanitized-threads sanitize fuzz clean
 
 demo: .venv/installed
 	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
@@ -32,6 +33,10 @@ test: lint .venv/tests-installed stock
 	$(BIN)/cmake --build build/wheel --target kernels_test packed_test thread_pool_test callers_test >/dev/null
 	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" \
 	    MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/wheel" $(BIN)/pytest $(PYTEST_ARGS)
+
+# each in a virtual environment of its own under build/clients: CLIENTS='langchain llm'
+clients: .venv/tests-installed stock
+	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" $(BIN)/python tests/clients $(CLIENTS)
 
 bench: .venv/tests-installed stock
 	$(BIN)/python benchmarks/versus_stock.py --write docs/measurements.md
