@@ -61,9 +61,8 @@ def load(path: Path, **arguments: Any) -> MobileLLM:
     return MobileLLM(path, **arguments)
 
 
-def use(llm: MobileLLM, adapters: Adapters, lora: list[tuple[Path, float]]) -> None:
-    adapters.use(llm.ctx, lora)
-    llm._sequences.forget()
+def use(llm: MobileLLM, adapters: Adapters, lora: Any) -> None:
+    llm._sequences.change(lambda: adapters.use(llm.ctx, lora))
 
 
 def adapter(folder: Path, out: Path, **options: Any) -> Path:
@@ -209,7 +208,7 @@ def test_a_model_is_switched_between_adapters(tmp_path):
     tokens = tokens_of(4)
     plain = load(tmp_path / "m.gguf")
     without = plain.logits(tokens)
-    with MobileLLM(tmp_path / "m.gguf", n_ctx=64, n_threads=1, lora=[(path, 1.0)]) as llm:
+    with load(tmp_path / "m.gguf", lora=[(path, 1.0)]) as llm:
         adapted = llm.logits(tokens)
     assert not np.allclose(adapted, without)
     stream = plain.stream("hello", max_tokens=6)
