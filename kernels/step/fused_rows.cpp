@@ -99,7 +99,9 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         meet();
         ops_.add(own.x, update_, n * m.n_embd);
     }
-    for (int64_t i = 0; i < m.n_outputs; ++i) {
+    // each thread multiplies all states by its part of the output matrix; where they are the result, one writes each
+    const int64_t step = output_.data ? 1 : nth;
+    for (int64_t i = output_.data ? 0 : ith; i < m.n_outputs; i += step) {
         finish(own.x + r.outputs[i] * m.n_embd, own.vector, token(own.input, i, m.n_embd), r.out + i * m.n_embd);
     }
     if (output_.data) {
