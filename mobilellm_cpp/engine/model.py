@@ -254,7 +254,7 @@ class MobileLLM(InheritedCalls):
     @context_params.setter
     def context_params(self, params: Any) -> None:
         # llama_cpp.Llama makes them and its context in one go, and knows no way to say this
-        params.n_seq_max = self._slots + 1
+        params.n_seq_max = self._slots + 1 if self._slots > 1 else 1
         params.kv_unified = True
         self._context_params = params
 

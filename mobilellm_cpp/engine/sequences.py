@@ -233,7 +233,8 @@ class Sequences:
         self._window = window
         self._memory = llama_cpp.llama_get_memory(context)
         self._n_slots = n_slots
-        self._slots = list(range(1, n_slots + 1))  # free; 0 is left to who calls llama.h directly
+        # those that are free; where there are several, 0 is left to who calls llama.h directly
+        self._slots = list(range(1, n_slots + 1)) if n_slots > 1 else [0]
         self._placed: dict[int, State] = {}
         self._waiting: dict[int, State] = {}  # for whom callers wait
         self._was_many = False

@@ -125,8 +125,11 @@ def test_beyond_the_cache_of_the_sliding_layers(pair):
     assert_close(llm.logits(tokens), want)
     llm.reset()
     llm.eval(tokens[:320])
-    got = np.concatenate([decode(llm, [(t, 320 + i, 0)]) for i, t in enumerate(tokens[320:])])
-    assert_close(got, want[320:])
+    got = []
+    for token in tokens[320:]:
+        llm.eval([token])
+        got.append(llm._last_logits)
+    assert_close(np.stack(got), want[320:])
 
 
 # Sliding windows
@@ -166,8 +169,8 @@ def test_a_reused_prefix_gives_what_a_fresh_context_gives(pro, kept):
 def test_a_prefix_is_reused_only_while_its_window_is_there(pro):
     llm = small(pro)
     llm.eval(tokens_of(4, 600))
-    assert not llm._ctx.kv_cache_seq_rm(-1, 20, -1)
-    assert llm._ctx.kv_cache_seq_rm(-1, 590, -1)
+    assert not llm._sequences.can_cut(llm._own.state, 20)
+    assert llm._sequences.can_cut(llm._own.state, 590)
 
 
 def test_state_is_saved_and_restored(pro):
@@ -203,13 +206,13 @@ PUBLISHED_LAYERS = [i % 4 != 0 and i != 29 for i in range(30)]  # 1: sliding
 KV_SIZE = """
 import re, sys
 from mobilellm_cpp import MobileLLM
-def resident():
-    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1])
+def mapped():  # a cache's pages are not in memory until they are used
+    return int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
 llms = [MobileLLM(sys.argv[1], n_ctx=256, n_threads=1, n_ubatch=512)]
-before = resident()
+before = mapped()
 llms.append(MobileLLM(sys.argv[1], n_ctx=32768, n_threads=1, n_batch=512, n_ubatch=512,
     swa_full=bool(int(sys.argv[2]))))
-print(resident() - before)
+print(mapped() - before)
 """
 
 
@@ -231,5 +234,5 @@ def test_the_kv_cache_of_pro_is_a_third_of_a_full_one(tmp_path):
 
     sliding, full = grown(0), grown(1)
     expected = 30 * 32768 * 2 * 2 * 2 * 64 / 1024
-    assert expected < full < 1.3 * expected
+    assert expected < full < 1.5 * expected
     assert sliding <= 0.33 * expected + (full - expected)  # what is no cache costs both the same
