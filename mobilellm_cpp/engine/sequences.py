@@ -238,6 +238,8 @@ class Sequences:
         self._placed: dict[int, State] = {}
         self._waiting: dict[int, State] = {}  # for whom callers wait
         self._was_many = False
+        self._last_members: list[State] = []  # of the last step, and how long it took
+        self._last_seconds = 0.0
         self._changes = 0
         self._step = Step(n_ubatch)
         self._closed = False
@@ -347,6 +349,7 @@ class Sequences:
         self._waiting[id(state)] = state
         try:
             while state.pending():
+                self._let_others_come(state)
                 with self.lock:
                     self.check_open()
                     mine = not state.pending() or self._go_on(state)
@@ -355,6 +358,16 @@ class Sequences:
         finally:
             state.waits = False
             self._waiting.pop(id(state), None)
+
+    def _let_others_come(self, state: State) -> None:
+        """Waits a little, a quarter of a step at most, for callers of the last step to take what it
+        made and ask for more: so that the next one is made for all of them."""
+        until = time.monotonic() + min(self._last_seconds / 4, IDLE)
+        while time.monotonic() < until and any(
+            other.live and other.thread != state.thread and not other.pending()
+            for other in self._last_members
+        ):
+            time.sleep(IDLE / 40)
 
     def _go_on(self, first: State) -> bool:
         """One step that brings `first` on, or others that it would keep waiting. False: there is no
@@ -405,10 +418,13 @@ class Sequences:
         while True:
             members = self._gather(first, along, many)
             step = self._step
+            start = time.monotonic()
             result = run_step(self.context, step)
             if result == 0:
                 self._was_many = many
+                self._last_seconds = time.monotonic() - start
                 self._deliver(members)
+                self._last_members = [state for state, _, _ in members]
                 return True
             if result == 2:  # somebody else has changed the cache
                 for state, _, _ in members:
