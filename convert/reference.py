@@ -38,6 +38,8 @@ except ImportError:
 HEAD_ROWS = 2048  # rows of the embedding that are in memory at a time
 MAX_TOKENS = 4096
 
+SCALE = ".weight_fake_quantizer.scale"  # of torchao's quantization-aware training
+
 # Each weight's name in a checkpoint; FFN is mlp or, in Llama 4, feed_forward.
 BLOCK_PARTS = {
     "attention_norm": "input_layernorm",
@@ -105,10 +107,13 @@ class Reference:
         self.hyper = read_hyperparameters(checkpoint.config, schedule)
         tensors = checkpoint.tensors()
         self.parts: dict[tuple[str, int | None], Tensor] = {}
+        self.scales: dict[str, Tensor] = {}  # of quantization-aware training, by their weights
         for key, name in _names(self.hyper.blocks, tensors).items():
             if name not in tensors:
                 raise CheckpointError(f"{checkpoint.folder}: {name} is missing from the weights.")
             self.parts[key] = _checked(tensors.pop(name), _shape(key[0], self.hyper))
+            if scale := tensors.pop(name.removesuffix(".weight") + SCALE, None):
+                self.scales[self.parts[key].name] = scale
         extra = [name for name in tensors if not name.endswith(".rotary_emb.inv_freq")]
         if extra:
             raise CheckpointError(f"{tensors[extra[0]]} is a tensor that the reference ignores.")
@@ -276,6 +281,18 @@ def read_rows(tensor: Tensor, first: int, last: int) -> Floats:
     else:
         out = bits.view(np.float32).copy()
     tensor.release(first, last)
+    return out
+
+
+def fake_quantized(tensor: Tensor, scale: Tensor, first: int, last: int) -> Floats:
+    """Rows first..last as torchao's symmetric int4 fake quantizer rounds them, with a scale for
+    each row or each group of columns."""
+    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    rows = torch.from_numpy(read_rows(tensor, first, last)).to(kinds[tensor.dtype])
+    scales = torch.from_numpy(read_rows(scale, first, last)).to(kinds[scale.dtype])
+    scales = scales.reshape(len(rows), -1, 1)
+    numbers = (rows.reshape(len(rows), scales.shape[1], -1) * (1.0 / scales)).round().clamp(-8, 7)
+    out: Floats = (numbers.float() * scales.float()).reshape(rows.shape).numpy()
     return out
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.reference import Reference, read_rows
+from ..convert.reference import Reference, fake_quantized, read_rows
 from ..convert.tensor import Tensor
 from ..engine.gguf_file import GGUFFile, TensorInfo, block_schedule
 from ..quant.bounds import bound
@@ -147,7 +147,11 @@ class FileWeights:
             last = min(first + step, rows)
             ours = self._read(info, part, first, last)
             whole = (0, len(tensor.bits)) if len(tensor.shape) == 1 else (first, last)
-            theirs = read_rows(tensor, *whole).reshape(ours.shape)
+            scale = self.reference.scales.get(tensor.name)
+            if scale is not None and self.exact and info.type == "q4_0":
+                theirs = fake_quantized(tensor, scale, first, last)
+            else:
+                theirs = read_rows(tensor, *whole).reshape(ours.shape)
             with np.errstate(all="ignore"):  # what is no finite number is outside
                 error = np.nan_to_num(np.abs(ours - theirs), nan=np.inf, posinf=np.inf)
                 largest = max(largest, float(error.max()))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from checkpoints import (
     characters_json,
     make_checkpoint,
@@ -44,6 +45,18 @@ def make_characters(folder: Path, spaces: str, **options: Any) -> Path:
     return path
 
 
+def make_qat(folder: Path, **options: Any) -> Path:
+    """A checkpoint with scales of quantization-aware training: of rows for q, of groups for k."""
+    hidden, heads, kv_heads = (options[name] for name in ("hidden", "heads", "kv_heads"))
+    scales = {
+        f"model.layers.0.self_attn.{part}_proj.weight_fake_quantizer.scale": np.full(
+            shape, 0.05, np.float32
+        )
+        for part, shape in (("q", (hidden, 1)), ("k", (hidden // heads * kv_heads, 2)))
+    }
+    return make_checkpoint(folder, tensors=scales, **options)
+
+
 # Who makes it, and with which arguments: all as small as the packed weights and the fused decoding
 # can be, so that a case takes milliseconds.
 TINY: dict[str, Any] = dict(hidden=64, heads=2, kv_heads=1, ffn=128, vocab=340)
@@ -62,6 +75,7 @@ CHECKPOINTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "normalizer": (make_characters, dict(spaces="prepend", sharing=True)),
     "lattice-0": (make_lattice, dict(bits=0)),
     "lattice-4": (make_lattice, dict(bits=4, dtype="f32")),
+    "lattice-qat": (make_qat, dict(dtype="f32")),
 }
 
 

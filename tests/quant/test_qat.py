@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torchao.quantization import PerAxis, PerGroup
 from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
 
+from mobilellm_cpp import verify
 from mobilellm_cpp.errors import CheckpointError
 
 SCALE = ".weight_fake_quantizer.scale"
@@ -141,3 +142,19 @@ def test_a_scale_of_nothing_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="q_proj.weight_fake_quantizer.scale is no tensor"):
         convert_checkpoint(folder, tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("granularity", [PerAxis(0), PerGroup(32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_verify_knows_the_scales(granularity: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = make_pro(tmp_path / "m", hidden=128, dtype="f32")
+    train(folder, granularity, dtype, rounded=False)
+    for kind in ("exact", "f16"):
+        convert_checkpoint(folder, tmp_path / f"{kind}.gguf", type=kind)
+        found = verify(tmp_path / f"{kind}.gguf", folder, n_threads=1)
+        assert found.ok, found.failures
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.1.self_attn.q_proj" + SCALE] *= 1.02
+    save_file(state, folder / "model.safetensors")
+    (sentence, *_) = verify(tmp_path / "exact.gguf", folder, n_threads=1).failures
+    assert sentence.startswith("blk.1.attn_q.weight is not the checkpoint's")
