@@ -38,7 +38,6 @@ from mobilellm_cpp.convert.safetensors_file import read_safetensors  # noqa: E40
 from mobilellm_cpp.convert.torch_file import read_torch  # noqa: E402
 
 from mobilellm_cpp import CheckpointError, MobileLLM, MobileLLMError, ModelError  # noqa: E402
-from mobilellm_cpp.engine.adapters import Adapters  # noqa: E402
 from mobilellm_cpp.engine.gguf_file import open_gguf  # noqa: E402
 from mobilellm_cpp.inspection.description import describe  # noqa: E402
 from mobilellm_cpp.inspection.verification import verify  # noqa: E402
@@ -210,8 +209,7 @@ def adapter_case(seeds: Path, case: Case, folder: Path, out: Path) -> tuple[bool
     if refusal is None:
         llm = MobileLLM(out if case["merge"] else seeds / "gguf" / file, n_ctx=64, n_threads=1)
         if not case["merge"]:
-            Adapters(llm.model).use(llm.ctx, [(out, 1.0)])
-            llm._sequences.forget()
+            llm.set_lora([(out, 1.0)])
         try:
             llm.logits([1, 5, 7])
         except ModelError as error:
