@@ -215,7 +215,8 @@ class InheritedCalls(LlamaBase):
             if any(stop(np.array(sequence.tokens, np.intc), kept) for stop in stops):
                 return
             last = len(sequence.tokens) >= self._context or self._is_end(token)
-            ahead = not self._logits_all and not last  # steps of other calls may take it along
+            # steps of other calls may take it along; low-level calls see tokens once evaluated
+            ahead = self._main is not None and not self._logits_all and not last
             if ahead:
                 sequence.append(token, sampler)
             given = yield token

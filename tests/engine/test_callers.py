@@ -150,6 +150,15 @@ def test_a_callback_that_raises_reaches_its_caller_alone(files, alone):
         assert ask(llm, "logits", 4) == alone("shared", "logits", 4)
 
 
+def test_an_abandoned_generate_has_not_evaluated_its_last_token(files):
+    with MobileLLM(files["shared"], n_ctx=256, n_threads=1) as llm:
+        prompt = llm.tokenize(b"hello there")
+        token = next(llm.generate(prompt, temp=0.0))
+        assert llm.n_tokens == len(prompt) and llm.input_ids.tolist() == prompt
+        llm.eval([token])
+        assert llm.input_ids.tolist() == [*prompt, token]
+
+
 def test_what_is_abandoned_leaves_nothing_behind(files, alone):
     with MobileLLM(files["shared"], n_ctx=256, n_threads=1) as llm:
         for seed in range(40):  # more than there are places
