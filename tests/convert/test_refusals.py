@@ -239,7 +239,8 @@ def test_truncated(tmp_path: Path, untouched: Path) -> None:
     for size in (0, 7, 8, 500, len(whole) - 1):
         path.write_bytes(whole[:size])
         message = refusal(path.parent, untouched)
-        assert str(path) in message and "truncated" in message and str(size) in message
+        said = str(size) if size else "empty"
+        assert str(path) in message and "truncated" in message and said in message
     path.write_bytes(whole + b"\0")
     message = refusal(path.parent, untouched)
     assert str(len(whole)) in message and str(len(whole) + 1) in message
