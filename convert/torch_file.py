@@ -22,7 +22,8 @@ MAX_PICKLE = 1 << 21  # bytes: about 100 a tensor
 # What torch.save names in a state dict; the types of storages beside it.
 _NAMED = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter|sparse_tensor)|"
-    r"torch Size|torch\.serialization _get_layout|torch(\.storage)? \w+Storage|torch (\w+\d+|float8_\w+)"
+    r"torch Size|torch\.serialization _get_layout|torch(\.storage)? \w+Storage|"
+    r"torch (\w+\d+|float8_\w+)"
 )
 
 
