@@ -31,9 +31,11 @@ def generate(
         prompt = sys.stdin.read()
     llm = load(model, type, n_ctx=ctx, n_threads=threads)
     start = time.perf_counter()
-    for piece in llm.stream(prompt, max_tokens=n, temperature=temperature, seed=seed):
+    pieces = llm.stream(prompt, max_tokens=n, temperature=temperature, seed=seed)
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
     seconds = time.perf_counter() - start
-    print(f"{llm.n_tokens} tokens, prompt included, in {seconds:.2f} s", file=sys.stderr)
+    total = pieces.usage["total_tokens"]
+    print(f"{total} tokens, prompt included, in {seconds:.2f} s", file=sys.stderr)
