@@ -56,7 +56,7 @@ def check_metadata(
     for key in file.keys:
         name = key.removeprefix(prefix)
         if name != key and name not in KEYS and not name.startswith("tokenizer."):
-            failures.append(f"{key} is no key that config.json calls for")
+            failures.append(f"{key} is not a key that config.json calls for")
     return expected, failures
 
 

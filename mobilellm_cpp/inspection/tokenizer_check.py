@@ -170,7 +170,8 @@ def _wrong_ids(
             own = _named(settings, name, tokenizer)
             expected = configured if own is None else own
         # what llama.cpp takes where the key is absent: SentencePiece's usual ids
-        usual = {"bos": "1", "unk": "0"}.get(name) if pieces is not None else None
+        of_characters = llm.metadata.get("tokenizer.ggml.model") == "llama"
+        usual = {"bos": "1", "unk": "0"}.get(name) if of_characters else None
         said = llm.metadata.get(f"tokenizer.ggml.{key}_token_id", usual)
         if said != (None if expected is None or expected < 0 else str(expected)):
             differences.append(f"the file's {name} token is {said}, the checkpoint's {expected}")

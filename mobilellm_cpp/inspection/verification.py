@@ -171,7 +171,7 @@ def verify(
                 numbers["the same with activations rounded as ggml rounds them"] = rounded
         infinite = [name for name, values in numbers.items() if not np.isfinite(values).all()]
         if infinite:
-            failures.append(f"{infinite[0]} are no finite numbers: something is too large")
+            failures.append(f"{infinite[0]} are not finite numbers: something is too large")
         elif graph and not graph.ratio <= NOISE_FACTOR:
             failures.append(
                 "llama.cpp computes something else from the file's weights than PyTorch: logits "

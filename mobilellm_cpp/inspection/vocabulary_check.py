@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..convert.config import read_json
+from ..convert.merge_scores import final_ranks
+from ..convert.tokenizer_file import TokenizerFile
 from ..engine.gguf_file import GGUFFile
 from ..errors import CheckpointError
 from .added_tokens import added_tokens
@@ -44,22 +46,47 @@ PADDING = Token(None, (UNUSED,), None)
 
 def check_vocabulary(file: GGUFFile, folder: Path, size: int) -> list[str]:
     """A sentence for each of these questions whose answer is no: are the file's `size` tokens those
-    of the checkpoint in `folder`, and are its merges?"""
-    fields = _json(folder / "tokenizer.json")
-    bpe = fields.get("model")
-    bpe = bpe if isinstance(bpe, dict) else {}
-    by_bytes = file.get(f"{KEYS}model") == "gpt2"
+    of the checkpoint in `folder`, are they put together in the same way, and by the same merges?"""
+    path = folder / "tokenizer.json"
+    json = TokenizerFile(path) if path.exists() else None
+    by_bytes = json is not None and json.byte_level
+    fields = {} if json is None else json.fields
+    added = added_tokens(folder, _json(folder / "tokenizer_config.json"), fields)
     if not by_bytes and (folder / "tokenizer.model").exists():
         expected = _pieces(folder / "tokenizer.model")
-    else:  # what kinds characters have is not told there
-        kinds: Kinds = (NORMAL,) if by_bytes else (NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE)
-        vocab = bpe.get("vocab")
-        pairs = vocab.items() if isinstance(vocab, dict) else ()
-        expected = {i: Token(text, kinds, None) for text, i in pairs}
-    for token in added_tokens(folder, _json(folder / "tokenizer_config.json"), fields):
+    else:
+        expected = {} if json is None else _words(json, {token.id for token in added})
+    for token in added:
         kinds = expected.get(token.id, PADDING).kinds[:1] if token.special else (USER_DEFINED,)
         expected[token.id] = Token(token.text, (CONTROL, *kinds), None)
-    return [*_wrong_tokens(file, expected, size), *(_wrong_merges(file, bpe) if by_bytes else ())]
+    wrong = [*_wrong_tokens(file, expected, size)]
+    model, kind = file.get(f"{KEYS}model"), "gpt2" if by_bytes else "llama"
+    if model != kind:
+        wrong.append(f"the file's tokenizer is of the kind {model}, the checkpoint's {kind}")
+    if json is not None and by_bytes:
+        wrong += _wrong_merges(file, json)
+    return wrong
+
+
+def _words(json: TokenizerFile, added: set[int]) -> dict[int, Token]:
+    """What a tokenizer.json lists. One of characters gets scores as if SentencePiece had made it:
+    0, -1, ... for what merges make, in their order, and then for the others in theirs; not for the
+    ids that are `added`."""
+    vocab = json.vocab()
+    if json.byte_level:
+        return {i: Token(text, (NORMAL,), None) for text, i in vocab.items()}
+    kinds = dict.fromkeys(vocab, NORMAL) | {json.bpe().get("unk_token"): UNKNOWN}
+    kinds |= dict.fromkeys((f"<0x{byte:02X}>" for byte in range(256)), BYTE)
+    ranks = {pair: rank for rank, pair in enumerate(json.merges(vocab))}
+    made, _, _ = final_ranks(vocab, ranks)
+    normal = [
+        text
+        for text, i in vocab.items()
+        if kinds[text] == NORMAL and text not in made and i not in added
+    ]
+    order = [*sorted(made, key=made.__getitem__), *sorted(normal, key=vocab.__getitem__)]
+    scores = {text: -float(place) for place, text in enumerate(order)}
+    return {i: Token(text, (kinds[text],), scores.get(text)) for text, i in vocab.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -115,13 +142,10 @@ def _stored(text: str) -> str:
     return text.partition("\0")[0].encode(errors="replace").decode().replace("\u2581", " ")
 
 
-def _wrong_merges(file: GGUFFile, bpe: dict[str, Any]) -> Iterator[str]:
+def _wrong_merges(file: GGUFFile, json: TokenizerFile) -> Iterator[str]:
     """Of a merge that stands twice the tokenizers library takes the last place, llama.cpp the
     first."""
-    listed = bpe.get("merges")
-    listed = listed if isinstance(listed, list) else []
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in listed]
-    theirs = list(dict.fromkeys(_stored(merge) for merge in reversed(merges)))[::-1]
+    theirs = [_stored(" ".join(pair)) for pair in json.merges(json.vocab())]
     ours = list(dict.fromkeys(_stored(merge) for merge in file.strings(f"{KEYS}merges")))
     if ours != theirs:
         at = len(os.path.commonprefix([ours, theirs]))

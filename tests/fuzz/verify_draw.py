@@ -238,7 +238,8 @@ def around_a_text(d: Drawing) -> list[Edit]:
             return [["drop", "tokenizer.chat_template"]]
         return [["set", "tokenizer.chat_template", STRING, new]]
     name = d.rng.choice(["add_bos_token", "add_eos_token", "add_space_prefix"])
-    if name == "add_space_prefix" and d.value(f"{GGML}model") != "llama":
+    ours = "mobilellm.tokenizer.space_prefix" in d.pairs  # goes before llama.cpp's
+    if name == "add_space_prefix" and (ours or d.value(f"{GGML}model") != "llama"):
         name = "add_bos_token"
     return [["set", f"{GGML}{name}", BOOL, not d.value(f"{GGML}{name}", True)]]
 
