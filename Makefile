@@ -4,6 +4,7 @@
 # make bench    docs/measurements.md: our build against stock llama.cpp (half an hour on an idle machine)
 # make fuzz     spoiled checkpoints and GGUF files, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
 # make clients  programs of others over our package: LangChain, outlines, llm, ... (docs/clients.md)
+# make quant-model   trains what quantization is measured on (two hours on a core)
 # make lint | stock | sanitize | clean
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find convert quant kernels mobilellm_cpp site -type f -not -name '*.pyc')
 
-.PHONY: demo dev test bench clients lint stock sanitized sanitized-threads sanitize fuzz clean
+.PHONY: demo dev test bench quant-model clients lint stock sanitized sanitized-threads sanitize fuzz clean
 
 demo: .venv/installed
 	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
@@ -40,6 +41,12 @@ clients: .venv/tests-installed stock
 
 bench: .venv/tests-installed stock
 	$(BIN)/python benchmarks/versus_stock.py --write docs/measurements.md
+
+# A layer-shared model of MobileLLM-125M's widths and the text it is measured on, in build/quant: MINUTES=n
+quant-model: .venv/tests-installed
+	$(BIN)/python training/texts.py build/quant --model
+	$(BIN)/python training/quant_model.py build/quant/train.txt build/quant/calibration.txt \
+	    --out build/quant/shared --minutes $(or $(MINUTES),120)
 
 lint: .venv/tests-installed
 	$(BIN)/ruff check .
@@ -67,16 +74,17 @@ lint: .venv/tests-installed
 	touch $@
 
 # The unpatched peer for tests and benchmarks, in the build cache, once for all checkouts.
+STOCK_TOOLS := llama llama-bench llama-quantize llama-imatrix llama-perplexity
 stock: .venv/created
 	@src="$$($(BIN)/python $(UPSTREAM) fetch)" && build="$$src-stock" && \
-	if ! cmp -s mobilellm_cpp/native/upstream/flags.cmake "$$build/done"; then \
+	if ! (cat mobilellm_cpp/native/upstream/flags.cmake; echo '# $(STOCK_TOOLS)') | cmp -s - "$$build/done"; then \
 	    echo "Building the stock llama.cpp: once, a few minutes; log in $$build.log" && \
 	    $(BIN)/cmake -S "$$src" -B "$$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
 	        -DCMAKE_BUILD_TYPE=Release -DCMAKE_PROJECT_INCLUDE="$(CURDIR)/mobilellm_cpp/native/upstream/flags.cmake" \
 	        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
 	        -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF >"$$build.log" 2>&1 && \
-	    $(BIN)/cmake --build "$$build" --target llama llama-bench >>"$$build.log" 2>&1 && \
-	    cp mobilellm_cpp/native/upstream/flags.cmake "$$build/done" || { tail -n 20 "$$build.log"; exit 1; }; \
+	    $(BIN)/cmake --build "$$build" --target $(STOCK_TOOLS) >>"$$build.log" 2>&1 && \
+	    (cat mobilellm_cpp/native/upstream/flags.cmake; echo '# $(STOCK_TOOLS)') >"$$build/done" || { tail -n 20 "$$build.log"; exit 1; }; \
 	fi
 
 # The hostile files of the tests and the kernels again, with C++ programs and all libraries under ASan and UBSan, and

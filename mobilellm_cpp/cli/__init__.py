@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import MobileLLMError
-from . import bench, chat, convert, generate, inspect, verify
+from . import bench, chat, compare, convert, generate, inspect, perplexity, verify
 from .common import complain
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command()(chat.chat)
 app.command()(generate.generate)
 app.command()(inspect.inspect)
 app.command()(bench.bench)
+app.command()(perplexity.perplexity)
+app.command()(compare.compare)
 app.command()(verify.verify)
 
 

@@ -115,17 +115,17 @@ def complain(error: BaseException) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A callback for conversions that draws a bar on stderr, where that is a terminal."""
+def progress_bar(unit: str | None = None) -> Iterator[Callable[[int, int, str], None]]:
+    """A callback that draws a bar on stderr, where that is a terminal: of bytes with their speed,
+    or of `unit` with the time left."""
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress
 
-    columns = (
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("{task.description}"),
-    )
+    counted: tuple[rich.ProgressColumn, ...] = (rich.DownloadColumn(), rich.TransferSpeedColumn())
+    if unit is not None:
+        counted = (rich.MofNCompleteColumn(), rich.TextColumn(unit), rich.TimeRemainingColumn())
+    columns = (rich.BarColumn(), *counted, rich.TextColumn("{task.description}"))
     console = Console(stderr=True)
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("", total=None)

@@ -123,7 +123,7 @@ def benchmark(
         raise ModelError(f"threads are {list(threads)}; each must be 1 to {MAX_THREADS}")
     if repeat < 1:
         raise ModelError(f"repeat is {repeat}; at least one measurement is needed")
-    runners = [_Runner(os.fspath(path), max(threads)) for path in paths]
+    runners = [Runner(os.fspath(path), max(threads)) for path in paths]
     models = []
     for runner in runners:
         progress(f"starting processes with {runner.path}")
@@ -204,7 +204,7 @@ def _measure(
     phase: str,
     tokens: int,
     limit: Limit,
-    runners: Sequence["_Runner"],
+    runners: Sequence["Runner"],
     models: Sequence[ModelFigures],
     repeat: int,
 ) -> Row:
@@ -230,7 +230,7 @@ def _measure(
     return Row(phase, tokens, limit.threads, spreads, shares, spread(pairs) if pairs else None)
 
 
-class _Runner:
+class Runner:
     """One loaded model and the C loop over it."""
 
     def __init__(self, path: str, threads: int) -> None:

@@ -1,0 +1,94 @@
+"""mobilellm compare: size, quality and speed of several models on one text."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ModelError
+from .common import Threads, Type, print_json, printable, progress_bar
+from .perplexity import Chunks, ChunkTokens
+
+if TYPE_CHECKING:
+    from ..inspection.comparison import Comparison
+
+
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="GGUF files, checkpoint folders or hub ids; the others are held to the first.",
+            show_default=False,
+        ),
+    ],
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="A file with text; by default a built-in one."
+        ),
+    ] = None,
+    ctx: ChunkTokens = 512,
+    chunks: Chunks = None,
+    threads: Threads = 0,
+    repeat: Annotated[
+        int, typer.Option(min=0, help="Measurements of each speed; 0 measures none.")
+    ] = 3,
+    type: Type = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw quality against size to this PNG, SVG or PDF file."),
+    ] = None,
+) -> None:
+    """Compare models on one text: size, perplexity, distance from the first, speed."""
+    from ..inspection import comparison
+    from ..inspection.perplexity import read_text
+    from ..quant.calibration_text import builtin_text
+    from .common import resolve
+
+    if len(models) < 2:
+        raise ModelError("give at least two models to compare")
+    paths = [resolve(model, type) for model in models]
+    with progress_bar("chunks") as progress:
+        found = comparison.compare_models(
+            paths,
+            builtin_text() if text is None else read_text(text),
+            n_ctx=ctx,
+            chunks=chunks,
+            n_threads=threads,
+            repeat=repeat,
+            progress=progress,
+        )
+    if picture is not None:
+        comparison.plot(found, picture)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        print_comparison(found)
+
+
+def print_comparison(found: "Comparison") -> None:
+    """The table of a comparison."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for title in ("MB", "bits a weight", "perplexity", "KL, nats", "KL 99 %", "top-1"):
+        table.add_column(title, justify="right")
+    timed = any(file.decode for file in found.files)
+    for title in ("decode/s", "prefill/s") if timed else ():
+        table.add_column(title, justify="right")
+    for i, file in enumerate(found.files):
+        row = [printable(Path(file.path).name), f"{file.size / 1e6:.1f}"]
+        row += [f"{file.bits_per_weight:.2f}", f"{file.perplexity:.3f}"]
+        row += ["", "", ""]
+        if i > 0:
+            row[-3:] = [f"{file.kl_mean:.4f}", f"{file.kl_99:.3f}", f"{file.top_1:.1%}"]
+        if timed:
+            row += [f"{file.decode or 0:.0f}", f"{file.prefill or 0:.0f}"]
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+    print(f"{found.tokens} tokens in {found.chunks} chunks of {found.n_ctx}", end="")
+    print(f", {found.threads} threads" if timed else "")
