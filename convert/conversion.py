@@ -21,6 +21,7 @@ from ..quant.recipe import EMBEDDING, HEAD, exact_types, smallest, tensor_type
 from ..quant.rounding import Rounder
 from ..quant.types import EXACT, EXACT_TYPES, F32, OUTPUT_TYPES, Q4_0, TensorType
 from ..quant.weight_type import WeightType
+from . import keys
 from .adapter import Adapter
 from .adapter_conversion import adapted, open_adapter
 from .checkpoint import Checkpoint, open_checkpoint
@@ -132,7 +133,7 @@ def convert_checkpoint(
     file_type = _main_type(model.weights, types) if type == EXACT else OUTPUT_TYPES[type][1]
     general = _general(name, model, file_type)
     if type == EXACT:
-        general["mobilellm.exact"] = boolean(True)
+        general[keys.EXACT] = boolean(True)
     file = GGUFFile(
         path,
         {**general, **model.metadata, **tokenizer},

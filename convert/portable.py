@@ -12,12 +12,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import Keys
 
 from mobilellm_cpp.errors import CheckpointError
 
+from . import keys
 from .families import Model, Weight
-from .families.decoder import ROPE_PATTERN, for_architecture, sizes
+from .families.decoder import for_architecture, sizes
 from .families.model import Decoder
 from .gguf_file import array_bool, array_u32, f32, u32
 from .tensor import Tensor
@@ -51,12 +51,12 @@ def portable(model: Model) -> Model:
     metadata = sizes(decoder, len(order))
     if architecture == "granite_swa":
         metadata |= {
-            Keys.Attention.SLIDING_WINDOW: u32(decoder.window),
-            Keys.Attention.SLIDING_WINDOW_PATTERN: array_bool([decoder.sliding[b] for b in order]),
-            Keys.LLM.LOGIT_SCALE: f32(1.0),
+            keys.SLIDING_WINDOW: u32(decoder.window),
+            keys.SLIDING_PATTERN: array_bool([decoder.sliding[b] for b in order]),
+            keys.LOGIT_SCALE: f32(1.0),
         }
         if not all(decoder.rope):
-            metadata[ROPE_PATTERN] = array_u32([int(decoder.rope[b]) for b in order])
+            metadata[keys.ROPE_PATTERN] = array_u32([int(decoder.rope[b]) for b in order])
     return dataclasses.replace(
         model,
         architecture=architecture,

@@ -3,6 +3,7 @@ our libllama reads (native/llama/added_tokens.h) and stock llama.cpp passes over
 
 from __future__ import annotations
 
+from . import keys
 from .gguf_file import array_u32, string
 from .vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 
@@ -33,11 +34,11 @@ def text_rules(vocabulary: Vocabulary) -> tuple[dict[str, bytes], list[str]]:
     if not reasons:
         return {}, []
     ids = [token_id for token_id, own in flags.items() if own]
-    keys = {"mobilellm.tokenizer.space_prefix": string(vocabulary.prefix)}
+    metadata = {keys.SPACE_PREFIX: string(vocabulary.prefix)}
     if ids:
-        keys["mobilellm.tokenizer.added_tokens"] = array_u32(ids)
-        keys["mobilellm.tokenizer.added_token_flags"] = array_u32([flags[i] for i in ids])
-    return keys, reasons
+        metadata[keys.ADDED_TOKENS] = array_u32(ids)
+        metadata[keys.ADDED_TOKEN_FLAGS] = array_u32([flags[i] for i in ids])
+    return metadata, reasons
 
 
 def _overlapping(vocabulary: Vocabulary, later: set[int]) -> bool:

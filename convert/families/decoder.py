@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from gguf.constants import Keys
 
 from mobilellm_cpp.errors import CheckpointError
 
+from .. import keys
 from ..config import Config
 from ..gguf_file import array_bool, array_u32, boolean, f32, u32
 from ..schedule import MAX_LAYERS, parse_schedule
@@ -26,10 +26,6 @@ EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "mo
 SCALE = ".weight_fake_quantizer.scale"  # of torchao's quantization-aware training
 
 ROPE_FIELDS = ("rope_theta", "rope_type", "type", "factor", "partial_rotary_factor")
-
-# Keys that gguf does not have: the first two are ours, the last one is of upstream's granite_swa.
-BLOCK_SCHEDULE, QK_NORM = "{arch}.block_schedule", "{arch}.attention.qk_norm"
-ROPE_PATTERN = "{arch}.attention.rope_pattern"
 
 # Settings that would change the computation, with the values under which they do not.
 NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -136,38 +132,38 @@ def decoder_metadata(decoder: Decoder, order: tuple[int, ...]) -> tuple[str, dic
     """The architecture's name and its keys."""
     extra: dict[str, bytes] = {}
     if order != tuple(range(decoder.blocks)):
-        extra[BLOCK_SCHEDULE] = array_u32(order)
+        extra[keys.BLOCK_SCHEDULE] = array_u32(order)
     if decoder.normed:
-        extra[QK_NORM] = boolean(True)
+        extra[keys.QK_NORM] = boolean(True)
     if not all(decoder.rope):
-        extra[ROPE_PATTERN] = array_u32([int(used) for used in decoder.rope])
+        extra[keys.ROPE_PATTERN] = array_u32([int(used) for used in decoder.rope])
     if any(decoder.sliding):
-        extra[Keys.Attention.SLIDING_WINDOW] = u32(decoder.window)
-        extra[Keys.Attention.SLIDING_WINDOW_PATTERN] = array_bool(decoder.sliding)
+        extra[keys.SLIDING_WINDOW] = u32(decoder.window)
+        extra[keys.SLIDING_PATTERN] = array_bool(decoder.sliding)
     arch = "mobilellm" if extra else "llama"
     return arch, for_architecture(arch, sizes(decoder, decoder.blocks) | extra)
 
 
 def for_architecture(arch: str, metadata: dict[str, bytes]) -> dict[str, bytes]:
-    """The keys, which are gguf's and have a place for the architecture's name, with that name."""
-    return {key.format(arch=arch): value for key, value in metadata.items()}
+    """The metadata under the keys of an architecture."""
+    return {keys.key(name, arch): value for name, value in metadata.items()}
 
 
 def sizes(decoder: Decoder, blocks: int) -> dict[str, bytes]:
     """The keys that every Llama-like architecture has, of a file of so many blocks."""
     return {
-        Keys.LLM.BLOCK_COUNT: u32(blocks),
-        Keys.LLM.CONTEXT_LENGTH: u32(decoder.context),
-        Keys.LLM.EMBEDDING_LENGTH: u32(decoder.hidden),
-        Keys.LLM.FEED_FORWARD_LENGTH: u32(decoder.ffn),
-        Keys.Attention.HEAD_COUNT: u32(decoder.heads),
-        Keys.Attention.HEAD_COUNT_KV: u32(decoder.kv_heads),
-        Keys.Attention.KEY_LENGTH: u32(decoder.head_dim),
-        Keys.Attention.VALUE_LENGTH: u32(decoder.head_dim),
-        Keys.Attention.LAYERNORM_RMS_EPS: f32(decoder.epsilon),
-        Keys.Rope.DIMENSION_COUNT: u32(decoder.head_dim),
-        Keys.Rope.FREQ_BASE: f32(decoder.theta),
-        Keys.LLM.VOCAB_SIZE: u32(decoder.vocab),
+        keys.BLOCK_COUNT: u32(blocks),
+        keys.CONTEXT_LENGTH: u32(decoder.context),
+        keys.EMBEDDING_LENGTH: u32(decoder.hidden),
+        keys.FEED_FORWARD_LENGTH: u32(decoder.ffn),
+        keys.HEAD_COUNT: u32(decoder.heads),
+        keys.HEAD_COUNT_KV: u32(decoder.kv_heads),
+        keys.KEY_LENGTH: u32(decoder.head_dim),
+        keys.VALUE_LENGTH: u32(decoder.head_dim),
+        keys.NORM_EPSILON: f32(decoder.epsilon),
+        keys.ROPE_DIMENSIONS: u32(decoder.head_dim),
+        keys.ROPE_BASE: f32(decoder.theta),
+        keys.VOCAB_SIZE: u32(decoder.vocab),
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections import Counter
 
+from ..convert import keys
 from ..engine.gguf_file import (
     GGUFFile,
     block_schedule,
@@ -123,25 +124,25 @@ def _describe_adapter(path: str, file: GGUFFile) -> AdapterDescription:
 def _describe(path: str, file: GGUFFile) -> Description:
     arch = file.get("general.architecture")
 
-    def number(key: str, default: int | None = None) -> int:
-        value = file.get(f"{arch}.{key}", default)
+    def number(name: str, default: int | None = None) -> int:
+        key = keys.key(name, arch)
+        value = file.get(key, default)
         if not is_count(value):
-            raise ValueError(f"{arch}.{key} is {'missing' if value is None else value}")
+            raise ValueError(f"{key} is {'missing' if value is None else value}")
         return int(value)
 
     schedule = block_schedule(file)
-    stored = number("block_count")
-    heads = number("attention.head_count")
-    kv_heads = number("attention.head_count_kv", heads)
-    hidden = number("embedding_length")
-    head_size = number("attention.key_length", hidden // heads)
-    context = number("context_length")
+    stored = number(keys.BLOCK_COUNT)
+    heads = number(keys.HEAD_COUNT)
+    kv_heads = number(keys.HEAD_COUNT_KV, heads)
+    hidden = number(keys.EMBEDDING_LENGTH)
+    head_size = number(keys.KEY_LENGTH, hidden // heads)
+    context = number(keys.CONTEXT_LENGTH)
     slides = sliding_layers(file)
-    rope = (
-        file.get(f"{arch}.attention.rope_pattern") if arch in ("mobilellm", "granite_swa") else None
-    )
+    pattern = keys.key(keys.ROPE_PATTERN, arch)
+    rope = file.get(pattern) if arch in ("mobilellm", "granite_swa") else None
     if rope is not None and not (isinstance(rope, list) and len(rope) == stored):
-        raise ValueError(f"{arch}.attention.rope_pattern is {rope}")
+        raise ValueError(f"{pattern} is {rope}")
     tensors = file.tensors()
     parameters = sum(tensor.n_elements for tensor in tensors)
     if not parameters:
@@ -160,15 +161,15 @@ def _describe(path: str, file: GGUFFile) -> Description:
         schedule=schedule,
         sharing=sharing_words(schedule, stored),
         hidden_size=hidden,
-        ffn_size=number("feed_forward_length"),
+        ffn_size=number(keys.FEED_FORWARD_LENGTH),
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
         context=context,
-        sliding_window=number("attention.sliding_window") if any(slides) else 0,
+        sliding_window=number(keys.SLIDING_WINDOW) if any(slides) else 0,
         sliding_layers=sum(slides),
         rope_layers=sum(has_rope),
-        qk_norm=arch == "qwen3" or bool(file.get("mobilellm.attention.qk_norm", False)),
+        qk_norm=arch == "qwen3" or bool(file.get(keys.key(keys.QK_NORM, "mobilellm"), False)),
         vocabulary=file.get("tokenizer.ggml.tokens", 0),
         tied_head=all(tensor.name != "output.weight" for tensor in tensors),
         tensor_types=dict(types),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..convert import keys
 from ..convert.reference import Reference, fake_quantized, read_rows
 from ..convert.tensor import Tensor
 from ..engine.gguf_file import GGUFFile, TensorInfo, block_schedule
@@ -78,7 +79,7 @@ class FileWeights:
         self.arch = str(file.get("general.architecture"))
         self.reference = reference
         self.round_inputs = False
-        self.exact = file.get("mobilellm.exact") is True
+        self.exact = file.get(keys.EXACT) is True
         self.problems: list[str] = []  # why these weights cannot be compared
         self.infos = {tensor.name: tensor for tensor in file.tensors()}
         hyper = reference.hyper

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..convert import keys
 from ..convert.reference import Hyperparameters
 from ..engine.gguf_file import GGUFFile, is_count
 from .file_weights import FileWeights
@@ -17,28 +18,6 @@ from .file_weights import FileWeights
 # What an architecture of ours or of stock llama.cpp reads of its layers; the others ignore it.
 WITH_PATTERNS = ("mobilellm", "granite_swa")
 ALWAYS_NORMED = ("qwen3",)  # q and k
-
-KEYS = {
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.layer_norm_rms_epsilon",
-    "attention.qk_norm",
-    "attention.rope_pattern",
-    "attention.sliding_window",
-    "attention.sliding_window_pattern",
-    "attention.value_length",
-    "block_count",
-    "block_schedule",
-    "context_length",
-    "embedding_length",
-    "exact",
-    "feed_forward_length",
-    "logit_scale",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "vocab_size",
-}
 
 
 def check_metadata(
@@ -52,10 +31,13 @@ def check_metadata(
         for name, value in expected.items()
         if found[name] != value
     ]
-    prefix = f"{weights.arch}."
+    written = {
+        keys.key(name, weights.arch)
+        for name, (ours, _) in keys.KNOWN.items()
+        if ours or name == keys.LOGIT_SCALE
+    }
     for key in file.keys:
-        name = key.removeprefix(prefix)
-        if name != key and name not in KEYS and not name.startswith("tokenizer."):
+        if key.startswith(f"{weights.arch}.") and key not in written:
             failures.append(f"{key} is not a key that config.json calls for")
     return expected, failures
 
@@ -88,37 +70,37 @@ def _file_says(file: GGUFFile, weights: FileWeights) -> dict[str, Any]:
     """The same from the file, with llama.cpp's defaults for keys that are absent."""
     arch = weights.arch
 
-    def value(key: str, default: Any = None) -> Any:
-        return file.get(f"{arch}.{key}", default)
+    def value(name: str, default: Any = None) -> Any:
+        return file.get(keys.key(name, arch), default)
 
-    heads = value("attention.head_count")
-    width = value("embedding_length")
-    size = value("attention.key_length")
+    heads = value(keys.HEAD_COUNT)
+    width = value(keys.EMBEDDING_LENGTH)
+    size = value(keys.KEY_LENGTH)
     if size is None and is_count(heads) and is_count(width):
         size = width // heads
     tokens = file.get("tokenizer.ggml.tokens")
     blocks = len(weights.blocks)
     rope, slides = [1] * blocks, [False] * blocks
     if arch in WITH_PATTERNS:
-        rope = value("attention.rope_pattern", rope)
-        slides = value("attention.sliding_window_pattern", slides)
-    window = value("attention.sliding_window")
-    norm = value("attention.qk_norm", False) if arch == "mobilellm" else arch in ALWAYS_NORMED
+        rope = value(keys.ROPE_PATTERN, rope)
+        slides = value(keys.SLIDING_PATTERN, slides)
+    window = value(keys.SLIDING_WINDOW)
+    norm = value(keys.QK_NORM, False) if arch == "mobilellm" else arch in ALWAYS_NORMED
     return {
         "executed blocks": weights.executed,
         "width": width,
-        "FFN width": value("feed_forward_length"),
+        "FFN width": value(keys.FEED_FORWARD_LENGTH),
         "heads": heads,
-        "KV heads": value("attention.head_count_kv", heads),
+        "KV heads": value(keys.HEAD_COUNT_KV, heads),
         "head size": size,
-        "V head size": value("attention.value_length", size),
+        "V head size": value(keys.VALUE_LENGTH, size),
         "tokens": tokens,
-        "vocabulary": value("vocab_size", tokens),
-        "context": value("context_length"),
-        "norm epsilon": value("attention.layer_norm_rms_epsilon"),
-        "RoPE base": value("rope.freq_base", 10000.0),
-        "RoPE dimensions": value("rope.dimension_count", size),
-        "scale of logits": value("logit_scale", 1.0),
+        "vocabulary": value(keys.VOCAB_SIZE, tokens),
+        "context": value(keys.CONTEXT_LENGTH),
+        "norm epsilon": value(keys.NORM_EPSILON),
+        "RoPE base": value(keys.ROPE_BASE, 10000.0),
+        "RoPE dimensions": value(keys.ROPE_DIMENSIONS, size),
+        "scale of logits": value(keys.LOGIT_SCALE, 1.0),
         "q and k norm": norm,
         "RoPE": [bool(used) for used in rope] if isinstance(rope, list) else rope,
         "windows": [window if s else None for s in slides] if isinstance(slides, list) else slides,

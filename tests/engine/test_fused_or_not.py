@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFWriter
+from gguf_edit import BOOL, F32, STRING, U32, rewrite
 from sessions import BF16, NOISE, Q4_0, TOKENS, Session, decode, distance, load
 
 from mobilellm_cpp.engine.library import llama_cpp
@@ -85,6 +86,43 @@ def test_a_control_vector_takes_the_ordinary_graph(files, ordinary):
 def test_requests_that_take_the_ordinary_graph(files, ordinary, params):
     fused = decode(files["llama"], TOKENS[:20], **params)
     assert np.array_equal(fused, ordinary(decode, files["llama"], TOKENS[:20], **params))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.residual_scale", (2.0, F32)),
+        ("llama.attention.clamp_kqv", (0.5, F32)),
+        ("llama.of_a_later_version", (1, U32)),
+        ("llama.hidden_activation", ("gelu", STRING)),
+    ],
+)
+def test_a_key_that_nobody_listed_takes_the_ordinary_graph(files, ordinary, tmp_path, key, value):
+    path = rewrite(files["llama"], tmp_path / "other.gguf", {key: value})
+    assert np.array_equal(decode(path, TOKENS[:5]), ordinary(decode, path, TOKENS[:5]))
+
+
+def test_an_override_that_nobody_listed_takes_the_ordinary_graph(files, ordinary):
+    def run(overrides):
+        session = Session(load(files["llama"], kv_overrides=overrides))
+        rows = session.run(TOKENS[:5])
+        session.close()
+        return rows
+
+    for overrides, fused in (({"llama.logit_scale": 2.0}, False), ({"llama.vocab_size": 7}, True)):
+        assert np.array_equal(run(overrides), ordinary(run, overrides)) is not fused
+
+
+def test_what_other_programs_write_of_a_llama_is_fused(files, ordinary, tmp_path):
+    keys = {
+        "llama.rope.scaling.type": ("none", STRING),
+        "llama.rope.scaling.finetuned": (False, BOOL),
+        "llama.expert_count": (0, U32),
+        "llama.attention.causal": (True, BOOL),
+    }
+    path = rewrite(files["llama"], tmp_path / "other.gguf", keys)
+    assert not np.array_equal(decode(path, TOKENS[:5]), ordinary(decode, path, TOKENS[:5]))
+    assert np.array_equal(decode(path, TOKENS[:5]), decode(files["llama"], TOKENS[:5]))
 
 
 def test_linear_rope_scaling_is_fused(files, ordinary):

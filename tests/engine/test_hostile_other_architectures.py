@@ -10,7 +10,6 @@ from gguf import GGMLQuantizationType
 from hostile import assert_outcomes
 from tiny import KEYS, OWN, make_tiny, write_tiny
 
-# not phi3: without blk.N.attn_qkv, optional to upstream's loader, its graph dereferences null
 ARCHITECTURES = """qwen2 qwen3 qwen2moe gemma gemma2 gemma3 phi2 gpt2 starcoder2 stablelm
 falcon gptneox bloom mpt olmo2 internlm2 granite command-r mamba""".split()  # noqa: SIM905
 
@@ -29,6 +28,16 @@ def wrong_types(array):
     if width % 32 == 0:
         blocks = np.zeros((rows, width // 32 * 36), np.uint8)
         yield "q8_1", (blocks, GGMLQuantizationType.Q8_1)
+
+
+def test_a_matrix_that_the_loader_does_without_and_the_graph_does_not(tmp_path):
+    make_tiny("phi3", tmp_path / "phi3.gguf")  # without blk.N.attn_qkv
+    assert_outcomes({tmp_path / "phi3.gguf": "lacks a matrix that its architecture needs"})
+
+
+def test_an_encoder_without_a_cache(tmp_path):
+    make_tiny("modern-bert", tmp_path / "encoder.gguf")  # before: an endless loop
+    assert_outcomes({tmp_path / "encoder.gguf": "it is not causal"})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

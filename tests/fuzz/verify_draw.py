@@ -11,8 +11,7 @@ import numpy as np
 from fuzz.gguf_draw import FURTHER_KEYS, value_of
 from fuzz.gguf_edits import ARRAY, BOOL, F32, STRING, U32, Edit, File, Info, block, parse
 from gguf import GGMLQuantizationType, quantize
-
-from mobilellm_cpp.inspection.metadata_check import KEYS
+from mobilellm_cpp.convert.keys import KNOWN
 
 # ggml's tensor types.
 F16, Q4_0, Q8_0, BF16, Q2_0 = 1, 2, 8, 30, 42
@@ -182,7 +181,9 @@ def a_missing_key(d: Drawing) -> list[Edit]:
 
 def a_strange_key(d: Drawing) -> list[Edit]:
     """One that llama.cpp reads for other models."""
-    key, type = d.rng.choice([item for item in FURTHER_KEYS.items() if item[0] not in KEYS])
+    key, type = d.rng.choice(
+        [item for item in FURTHER_KEYS.items() if "{arch}." + item[0] not in KNOWN]
+    )
     return [["set", f"{d.arch}.{key}", type, value_of(d.rng, type, None)]]
 
 

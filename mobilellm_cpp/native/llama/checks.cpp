@@ -89,29 +89,16 @@ struct metadata {
 
 // A key that we do not know may change what the model computes: a later version wrote it.
 void check_keys(const metadata & meta) {
-    static const std::set<std::string_view> known = {
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.layer_norm_rms_epsilon",
-        "attention.qk_norm",
-        "attention.rope_pattern",
-        "attention.sliding_window",
-        "attention.sliding_window_pattern",
-        "attention.value_length",
-        "block_count",
-        "block_schedule",
-        "context_length",
-        "embedding_length",
-        "exact",
-        "feed_forward_length",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "tokenizer.added_token_flags",
-        "tokenizer.added_tokens",
-        "tokenizer.space_prefix",
-        "vocab_size",
-    };
+    static const std::set<std::string_view> known = [] {
+        std::set<std::string_view> keys;
+#define MOBILELLM_KEY(name, ours, fused) \
+    if (ours) {                          \
+        keys.insert(name);               \
+    }
+#include "keys.inc"
+#undef MOBILELLM_KEY
+        return keys;
+    }();
     const std::string prefix = meta.arch + ".";
     for (int64_t id = 0; id < gguf_get_n_kv(meta.ctx); ++id) {
         const std::string_view key = gguf_get_key(meta.ctx, id);

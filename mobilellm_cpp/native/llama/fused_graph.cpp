@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <string>
+#include <string_view>
 
 namespace {
 
@@ -28,6 +30,26 @@ const fused_interface * fused_kernels() {
     return kernels;
 }
 
+// Whether the file says nothing of the model that the node does not compute: a key that nobody listed may change
+// the ordinary graph. What stands in arrays is compared below.
+bool knows_all_keys(const llama_model & model) {
+    static const std::set<std::string_view> known = [] {
+        std::set<std::string_view> keys;
+#define MOBILELLM_KEY(name, ours, fused) \
+    if (fused) {                         \
+        keys.insert(name);               \
+    }
+#include "keys.inc"
+#undef MOBILELLM_KEY
+        return keys;
+    }();
+    const std::string prefix = std::string(llm_arch_name(model.arch)) + ".";
+    return std::all_of(model.gguf_kv.begin(), model.gguf_kv.end(), [&](const auto & pair) {
+        const std::string_view key = pair.first;
+        return key.substr(0, prefix.size()) != prefix || known.count(key.substr(prefix.size())) > 0;
+    });
+}
+
 // A Llama as its simplest: nine tensors a block and nothing else, all layers alike.
 bool is_plain(const llama_model & model, const llama_cparams & cparams) {
     const llama_hparams & h       = model.hparams;
@@ -36,7 +58,8 @@ bool is_plain(const llama_model & model, const llama_cparams & cparams) {
     if ((model.arch != LLM_ARCH_LLAMA && model.arch != LLM_ARCH_MOBILELLM) || n_layer == 0 || !model.devices.empty() ||
         h.n_layer_nextn > 0 || h.n_expert > 0 || h.swa_type != LLAMA_SWA_TYPE_NONE || h.use_alibi || h.attn_soft_cap ||
         h.f_clamp_kqv > 0.0f || h.n_embd_head_k() != h.n_embd_head_v() || h.n_rot() != h.n_embd_head_k() ||
-        h.n_embd_inp() != h.n_embd || h.n_deepstack_layers > 0) {
+        h.n_embd_inp() != h.n_embd || h.n_deepstack_layers > 0 || h.n_cls_out != 1 ||
+        (h.use_kq_norm && model.arch != LLM_ARCH_MOBILELLM) || !knows_all_keys(model)) {
         return false;
     }
     std::set<const ggml_tensor *> blocks;
@@ -209,10 +232,12 @@ int64_t mobilellm_fused_runs() {
     return fused_kernels() ? fused_kernels()->n_runs() : 0;
 }
 
-std::unique_ptr<llm_graph_context> mobilellm_fused_graph(const llama_model & model, const llm_graph_params & params) {
-    if (!fused_kernels() || !is_plain(params, model.hparams.n_layer()) || !is_plain(model, params.cparams)) {
-        return nullptr;
+std::unique_ptr<llm_graph_context> mobilellm_graph(const llama_model & model, const llm_graph_params & params) {
+    if (fused_kernels() && is_plain(params, model.hparams.n_layer()) && is_plain(model, params.cparams)) {
+        auto graph = std::make_unique<fused_graph>(params);
+        if (graph->build(model)) {
+            return graph;
+        }
     }
-    auto graph = std::make_unique<fused_graph>(params);
-    return graph->build(model) ? std::move(graph) : nullptr;
+    return model.build_arch_graph(params);
 }

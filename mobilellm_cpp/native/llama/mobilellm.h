@@ -46,8 +46,8 @@ void mobilellm_check_adapter(const llama_model & model, const gguf_context * ada
 // Upper bound of graph nodes. Upstream counts stored tensors, too few once blocks run more than once.
 uint32_t mobilellm_graph_max_nodes(const llama_model & model);
 
-// The graph that decodes one token in one node where model and request allow it; nullptr: the ordinary graph does.
-std::unique_ptr<llm_graph_context> mobilellm_fused_graph(const llama_model & model, const llm_graph_params & params);
+// The graph that runs all blocks in one node where model and request allow it, else the architecture's own.
+std::unique_ptr<llm_graph_context> mobilellm_graph(const llama_model & model, const llm_graph_params & params);
 
 // How many steps the calling thread has computed in one node.
 int64_t mobilellm_fused_runs();
