@@ -228,10 +228,10 @@ class Sequences:
         self.context = context
         self.n_ubatch = n_ubatch
         self.fused: bool | None = None  # whether steps are computed in one node, once it is known
-        self._causal = causal
         self._n_vocab = n_vocab
         self._window = window
         self._memory = llama_cpp.llama_get_memory(context)
+        self._causal = causal and bool(self._memory)  # encoders have no cache
         self._n_slots = n_slots
         # those that are free; where there are several, 0 is left to who calls llama.h directly
         self._slots = list(range(1, n_slots + 1)) if n_slots > 1 else [0]
@@ -253,16 +253,14 @@ class Sequences:
         sequence.state.add(list(tokens), self.as_many(len(tokens)))
         return sequence
 
-    def compute_all(
-        self, texts: list[list[int]], width: int, states: bool
-    ) -> list[npt.NDArray[np.float32]]:
-        """The logits (width: n_vocab) or hidden states (n_embd) of all tokens of each text, several
-        texts in a step where the model allows it."""
+    def states(self, texts: list[list[int]], width: int) -> list[npt.NDArray[np.float32]]:
+        """The hidden states (width: n_embd) of all tokens of each text, several texts in a step
+        where the model allows it."""
         found = []
         for first in range(0, len(texts), self._n_slots):
             part = [self.open(tokens) for tokens in texts[first : first + self._n_slots]]
             for sequence in part:
-                sequence.state.rows = Rows(width, range(len(sequence.tokens)), states)
+                sequence.state.rows = Rows(width, range(len(sequence.tokens)), states=True)
             self._run_together([sequence.state for sequence in part])
             found += [sequence.state.rows.out for sequence in part if sequence.state.rows]
         return found
@@ -327,6 +325,7 @@ class Sequences:
 
     def nobody_waits(self) -> None:
         """The other threads are gone."""
+        self._n_users = 0
         self._waiting.clear()
         for state in self._placed.values():
             state.waits = False
@@ -339,10 +338,12 @@ class Sequences:
 
     def run(self, state: State) -> None:
         """Returns when nothing of the sequence is pending."""
-        if not self._causal and (len(state.tokens) > self.n_ubatch or state.done > 0):
+        if not self._causal and state.done > 0:
+            raise ModelError("the model cannot go on with a text: it is not causal")
+        if not self._causal and len(state.tokens) > self.n_ubatch:
             raise ModelError(
-                f"the model cannot be run: it is not causal, and its {len(state.tokens)} tokens do "
-                f"not fit into one step of n_ubatch {self.n_ubatch}"
+                f"the model cannot be run: it is not causal, and {len(state.tokens)} tokens do not "
+                f"fit into one step of n_ubatch {self.n_ubatch}"
             )
         state.thread = threading.get_ident()
         state.waits, state.since = True, time.monotonic()
@@ -663,10 +664,12 @@ def _before_fork() -> None:
     _held[:] = list(_all)
     for owner in _held:
         owner.lock.acquire()
+        owner._users.acquire()
 
 
 def _after_fork() -> None:
     for owner in _held:
+        owner._users.release()
         owner.lock.release()
     _held.clear()
 

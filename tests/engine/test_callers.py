@@ -375,7 +375,9 @@ for _ in range(5):
     pid = os.fork()
     if pid == 0:
         same = "".join(llm.stream("hello there", max_tokens=10, temperature=0)) == want
-        os._exit(0 if same and begun + "".join(held) == want else 1)
+        same = same and begun + "".join(held) == want
+        llm.close()  # waits for nobody: the other threads are gone
+        os._exit(0 if same else 1)
     assert os.waitpid(pid, 0)[1] == 0
 busy = False
 [t.join() for t in threads]
