@@ -4,6 +4,8 @@
 //                                                     there, another after MADE tokens, how many it decoded on stderr
 //     loop MODEL THREADS load                         prints the seconds until the model is loaded, and from the same
 //                                                     start until one token is decoded
+//     loop MODEL THREADS batch N STEPS                prints the tokens/s of N sequences of 16 tokens that go on in one
+//                                                     batch a step, greedily
 //     loop MODEL THREADS time FLASH KV N [DEPTH=N]…   prints tokens/s: prefill of N (0: left out), then for each
 //                                                     depth, in rising order, N decoded tokens
 //
@@ -45,7 +47,7 @@ struct session {
     double                 load_seconds;
     int                    n_past = 0;
 
-    session(const char * path, int n_threads, bool flash, ggml_type kv) {
+    session(const char * path, int n_threads, bool flash, ggml_type kv, int n_seq = 1) {
         llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
         llama_backend_init();
         began = clock_type::now();
@@ -61,6 +63,8 @@ struct session {
         params.flash_attn_type      = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
         params.type_k               = kv;
         params.type_v               = kv;
+        params.n_seq_max            = n_seq;
+        params.kv_unified           = true;
         context                     = llama_init_from_model(model, params);
         if (!context) {
             fail("no context");
@@ -84,6 +88,48 @@ struct session {
         return seconds_since(start);
     }
 
+    // The likeliest token by the logits of the i-th token of the last batch.
+    llama_token best(int i) {
+        const float * logits = llama_get_logits_ith(context, i);
+        return std::max_element(logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model))) - logits;
+    }
+
+    // Tokens/s of n sequences that go on together for so many steps.
+    double batched(int n, int n_steps) {
+        llama_batch batch = llama_batch_init(16 * n, 0, 1);
+        const auto  add   = [&](llama_token token, int position, int sequence, bool wanted) {
+            const int i        = batch.n_tokens++;
+            batch.token[i]     = token;
+            batch.pos[i]       = position;
+            batch.n_seq_id[i]  = 1;
+            batch.seq_id[i][0] = sequence;
+            batch.logits[i]    = wanted;
+        };
+        for (int i = 0; i < 16 * n; i++) {
+            add(5 + i, i % 16, i / 16, i % 16 == 15);
+        }
+        std::vector<llama_token> tokens(n);
+        clock_type::time_point   start;
+        for (int step = 0; step <= n_steps; step++) {
+            if (llama_decode(context, batch) != 0) {
+                fail("llama_decode");
+            }
+            for (int i = 0; i < n; i++) {
+                tokens[i] = best(step == 0 ? 16 * i + 15 : i);
+            }
+            if (step == 0) {
+                start = clock_type::now();
+            }
+            batch.n_tokens = 0;
+            for (int i = 0; i < n; i++) {
+                add(tokens[i], 16 + step, i, true);
+            }
+        }
+        const double seconds = seconds_since(start);
+        llama_batch_free(batch);
+        return n * n_steps / seconds;
+    }
+
     void clear() {
         llama_memory_clear(memory, true);
         n_past = 0;
@@ -103,12 +149,7 @@ int main(int argc, char ** argv) {
     if (mode == "first" && argc > 4) {
         session s(argv[1], std::atoi(argv[2]), true, GGML_TYPE_F16);
         s.run(std::atoi(argv[4]));
-        const float * logits = llama_get_logits_ith(s.context, -1);
-        int           best   = 0;
-        for (int i = 0; i < llama_vocab_n_tokens(llama_model_get_vocab(s.model)); i++) {
-            best = logits[i] > logits[best] ? i : best;
-        }
-        std::printf("%d\n", best);
+        std::printf("%d\n", s.best(-1));
         std::fflush(stdout);
         if (argc > 5) {
             while (s.n_past < std::atoi(argv[4]) + std::atoi(argv[5]) - 1) {
@@ -117,6 +158,12 @@ int main(int argc, char ** argv) {
             std::printf("\n");
             std::fprintf(stderr, "%d tokens\n", s.n_past);
         }
+        return 0;
+    }
+    if (mode == "batch" && argc > 5) {
+        const int n = std::atoi(argv[4]);
+        session   s(argv[1], std::atoi(argv[2]), true, GGML_TYPE_F16, n);
+        std::printf("%.6g\n", s.batched(n, std::atoi(argv[5])));
         return 0;
     }
     if (mode != "time" || argc < 7) {
