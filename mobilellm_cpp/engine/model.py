@@ -3,12 +3,13 @@
 import codecs
 import contextlib
 import inspect
+import math
 import os
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,16 @@ PLAIN_TEMPLATE = (
 )
 PLAIN_STOP: tuple[str, ...] = ("\nUser:", "\nAssistant:")
 SLOTS = 16  # sequences that may have a place in the KV cache at a time
+
+
+class LogProb(NamedTuple):
+    """A token of an answer: its id and bytes, the log of its probability, before anything was done
+    to the distribution, and the likeliest tokens there with theirs."""
+
+    token: int
+    text: bytes
+    logprob: float
+    best: list[tuple[int, float]]
 
 
 class Usage(TypedDict):
@@ -111,13 +122,17 @@ class _Closed:
 class Stream(Iterator[str]):
     """The pieces of a text as it is made. Once it has ended, finish_reason says why: "stop" (the
     model ended it, or a stop string came), "length" (max_tokens, or the context is full). usage
-    counts the tokens so far. close() ends it."""
+    counts the tokens so far. logprobs, where they were asked for, has a record for each token of
+    the text. close() ends it."""
 
     def __init__(self, n_prompt: int) -> None:
         self.finish_reason: str | None = None
+        self.logprobs: list[LogProb] | None = None
         self._n_prompt = n_prompt
         self._n_made = 0
         self._pieces: Any = iter(())
+        self._sequence: TokenSequence | None = None
+        self._sampler: Any = None
 
     @property
     def usage(self) -> Usage:
@@ -128,11 +143,41 @@ class Stream(Iterator[str]):
         }
 
     def __next__(self) -> str:
+        piece = ""
+        while not piece:
+            piece = next(self._pieces)
+        return piece
+
+    def advance(self) -> str:
+        """One step of the engine at most, for a thread that goes on with several streams: the text
+        that came of it, often none. Raises StopIteration at the end."""
+        if self._sequence is not None and not self._sequence.step(self._sampler):
+            return ""
         piece: str = next(self._pieces)
         return piece
 
+    @property
+    def reads(self) -> bool:
+        """Whether the prompt is still to be computed, which takes longer steps than an answer."""
+        return self._sequence is not None and self._sequence.reads
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the prompt and of the text so far."""
+        return self._n_prompt + self._n_made
+
     def close(self) -> None:
+        """Ends it; its place is free."""
         self._pieces.close()
+        self._sequence = None
+
+    def _stop(self, text: str) -> None:
+        """A stop string came: text, the end of what was made, does not count, nor do the records of
+        tokens within it."""
+        self.finish_reason, self._sequence = "stop", None
+        rest = len(text.encode("utf-8", "replace"))
+        while self.logprobs and len(self.logprobs[-1].text) <= rest:
+            rest -= len(self.logprobs.pop().text)
 
 
 class Answer(str):
@@ -305,6 +350,17 @@ class MobileLLM(InheritedCalls):
         each file is loaded once. Raises ModelError for one that does not fit."""
         self._sequences.change(lambda: self._adapters.use(self._ctx.ctx, lora))
 
+    @property
+    def n_slots(self) -> int:
+        """How many sequences at most have a place in the KV cache at a time."""
+        return int(self._slots)
+
+    @property
+    def computes_together(self) -> bool:
+        """Whether a step computes tokens of several answers. Where not, each has the cache in
+        turn."""
+        return self._sequences.fused is not False
+
     # Texts and tokens
 
     def n_ctx(self) -> int:
@@ -342,8 +398,11 @@ class MobileLLM(InheritedCalls):
 
     # Answers
 
-    def stream(self, prompt: str | Sequence[Message], **sampling: Unpack[Sampling]) -> Stream:
-        """Yields the continuation of a text, or the answer to messages, in pieces as it is made.
+    def stream(
+        self, prompt: str | Sequence[Message] | Sequence[int], **sampling: Unpack[Sampling]
+    ) -> Stream:
+        """Yields the continuation of a text (or of its token ids), or the answer to messages, in
+        pieces as it is made.
 
         Ends at an end-of-text token, at a stop string (not yielded), after max_tokens, or where
         the context is full. Raises ModelError when the prompt does not fit into the context, or an
@@ -360,6 +419,8 @@ class MobileLLM(InheritedCalls):
             for each time, and once
         seed: None, another text each time; the same seed gives the same text
         stop: a text or texts before which the answer ends
+        logit_bias: none; numbers added to the logits of tokens, by their ids
+        logprobs: None; so many of the likeliest tokens at each place are kept in Stream.logprobs
         json_schema, regex, lark, grammar, response_format: none; with one of them, a text that ends
             by itself has that form
         """
@@ -367,7 +428,7 @@ class MobileLLM(InheritedCalls):
 
     def _stream(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Sequence[Message] | Sequence[int],
         sampling: Mapping[str, Any],
         sequence: TokenSequence | None,
     ) -> Stream:
@@ -376,6 +437,10 @@ class MobileLLM(InheritedCalls):
         form = pop_form(settings)
         stop = check_stop(settings.pop("stop", None))
         settings = check_sampling(n_vocab=self._n_vocab, **settings)
+        n_best = settings.pop("logprobs", None)
+        processors = _as_list(settings.pop("logits_processor", None))
+        if bias := settings.pop("logit_bias", None):
+            processors.append(_Bias(bias))
         max_tokens = settings.pop("max_tokens", None)
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; leave it out for no limit")
@@ -383,10 +448,14 @@ class MobileLLM(InheritedCalls):
         seed = settings.pop("seed", None)
         if seed is None or seed < 0:
             seed = self._next_seed()
+        chat = False
         if isinstance(prompt, str):
             tokens = self.tokenize(_bytes(prompt), special=True)
+        elif isinstance(prompt, (list, tuple)) and prompt and _are_ids(prompt):
+            tokens = self._checked_tokens(cast("Sequence[int]", prompt))
         else:
-            tokens = self.chat_tokens(prompt)
+            chat = True
+            tokens = self.chat_tokens(cast("Sequence[Message]", prompt))
             stop += () if form else self._stop
         room = self.n_ctx() - len(tokens)
         if room < 1:
@@ -401,12 +470,18 @@ class MobileLLM(InheritedCalls):
         else:
             sequence.rewrite(tokens)
         stream = Stream(len(tokens))
+        stream.logprobs = None if n_best is None else []
         constraint = self._constraint(form)
-        sampler = self._sampler_for(seed=seed, logits_processor=constraint, **settings)
-        pieces = _until_stop(
-            self._pieces(stream, sequence, sampler, budget, constraint), stop, stream
+        if constraint is not None:
+            processors.append(constraint)
+        sampler = self._sampler_for(
+            seed=seed, logits_processor=processors, keep_logits=n_best is not None, **settings
         )
-        if not isinstance(prompt, str) and not form:
+        pieces = _until_stop(
+            self._pieces(stream, sequence, sampler, budget, constraint, n_best or 0), stop, stream
+        )
+        stream._sequence, stream._sampler = sequence, sampler
+        if chat and not form:
             pieces = _without_leading_space(pieces)
         stream._pieces = pieces
         return stream
@@ -418,26 +493,31 @@ class MobileLLM(InheritedCalls):
         sampler: Any,
         budget: int,
         constraint: Constraint | None,
+        n_best: int,
     ) -> Iterator[str]:
-        """Up to budget generated tokens as text; bytes that are no UTF-8 become U+FFFD."""
+        """The texts of up to budget generated tokens; bytes that are no UTF-8 become U+FFFD."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         reason = "length"
         while stream._n_made < budget:
-            token = sampler.pick(sequence.tokens, *sequence.next(sampler))
+            chosen, logits = sequence.next(sampler)
+            kept = None if stream.logprobs is None or logits is None else logits.copy()
+            token = sampler.pick(sequence.tokens, chosen, logits)
             if self._is_end(token):
                 reason = "stop"
                 break
             stream._n_made += 1
+            with self._sequences.using():
+                piece = self._piece(token)
+            if kept is not None and stream.logprobs is not None:
+                stream.logprobs.append(_logprob(token, piece, kept, n_best))
             complete = constraint is not None and constraint.finished
             if stream._n_made < budget and not complete:
                 sequence.append(token, sampler)  # steps of other calls may take it along
-            with self._sequences.using():
-                piece = self._piece(token)
             yield decoder.decode(piece)
             if complete:
                 reason = "stop"
                 break
-        stream.finish_reason = reason
+        stream.finish_reason, stream._sequence = reason, None  # its place is free
         yield decoder.decode(b"", final=True)
 
     def chat(self, messages: Sequence[Message], **sampling: Unpack[Sampling]) -> Answer:
@@ -515,6 +595,29 @@ class MobileLLM(InheritedCalls):
             raise ModelError(f"{self.model_path} is damaged: what it computes are no numbers")
 
 
+def _are_ids(items: Sequence[Any]) -> bool:
+    return all(isinstance(item, int) for item in items)
+
+
+class _Bias:
+    """A logits processor: adds to the logits of tokens."""
+
+    def __init__(self, bias: Mapping[int, float]) -> None:
+        self._tokens, self._added = list(bias), np.array(list(bias.values()), np.float32)
+
+    def __call__(self, _: Any, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits[self._tokens] += self._added
+        return logits
+
+
+def _logprob(token: int, text: bytes, logits: npt.NDArray[np.float32], n_best: int) -> LogProb:
+    top = float(logits.max())
+    total = top + math.log(float(np.exp(logits - top, dtype=np.float64).sum()))
+    some = np.argpartition(-logits, n_best)[:n_best] if n_best < len(logits) else range(len(logits))
+    best = sorted(((int(i), float(logits[i]) - total) for i in some), key=lambda b: (-b[1], b[0]))
+    return LogProb(token, text, float(logits[token]) - total, best)
+
+
 def _tools(given: Mapping[str, Any]) -> tuple[Any, Any]:
     """tools and tool_choice of a chat completion, or what these were called earlier."""
     tools, choice = given.get("tools"), given.get("tool_choice")
@@ -528,20 +631,20 @@ def _tools(given: Mapping[str, Any]) -> tuple[Any, Any]:
 def _until_stop(
     pieces: Iterator[str], stop: Sequence[str], stream: Stream | None = None
 ) -> Iterator[str]:
-    """Passes pieces on up to the first stop string; holds back what may become one."""
+    """Passes pieces on up to the first stop string, a text for each; holds back what may become
+    one."""
     held = ""
     for piece in pieces:
         held += piece
         found = min((at for text in stop if (at := held.find(text)) >= 0), default=-1)
         if found >= 0:
-            held = held[:found]
             if stream is not None:
-                stream.finish_reason = "stop"
+                stream._stop(held[found:])
+            held = held[:found]
             break
         safe = len(held) - max((_overlap(held, text) for text in stop), default=0)
-        if safe:
-            yield held[:safe]
-            held = held[safe:]
+        yield held[:safe]
+        held = held[safe:]
     if held:
         yield held
 
@@ -557,8 +660,7 @@ def _without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
         if not started:
             piece = piece.lstrip(" ")
         started = started or bool(piece)
-        if piece:
-            yield piece
+        yield piece
 
 
 def _chunks_without_leading_space(chunks: Iterator[Any]) -> Iterator[Any]:

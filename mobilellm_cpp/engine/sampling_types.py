@@ -19,6 +19,7 @@ class Choice(TypedDict, total=False):
     presence_penalty: float  # taken once from the logit of tokens seen lately; 0: off
     seed: int | None  # None: another text each time
     stop: str | Sequence[str]  # the text ends before the first of these
+    logit_bias: Mapping[int, float] | None  # added to the logits of tokens, by their ids
     # The form of the answer, at most one of these; see structured.Constraint. A text that ends by
     # itself has it, one that max_tokens or a stop string ends need not.
     json_schema: Mapping[str, Any] | bool | str  # a JSON schema, or its text
@@ -35,3 +36,4 @@ class Sampling(Choice, total=False):
     """
 
     max_tokens: int | None  # None: as many as the context has room for
+    logprobs: int | None  # likeliest tokens at each place, kept in Stream.logprobs; None: no record

@@ -189,6 +189,21 @@ class Sequence:
             self.owner.run(state)
         return state.chosen, state.logits
 
+    def step(self, wanted: Wanted) -> bool:
+        """One step at most towards what next(wanted) gives, for a caller that goes on with several
+        sequences in one thread. True: next() has it at hand."""
+        state = self.state
+        state.wanted = wanted
+        if state.pending():
+            self.owner.step(state)
+        return not state.pending()
+
+    @property
+    def reads(self) -> bool:
+        """Whether a prompt is still to be computed, which takes a step of many tokens."""
+        state = self.state
+        return state.pending() and state.run()[2]
+
     def compute(self, rows: Rows) -> npt.NDArray[np.float32]:
         """The rows of all its tokens."""
         self.state.rows = rows
@@ -338,13 +353,7 @@ class Sequences:
 
     def run(self, state: State) -> None:
         """Returns when nothing of the sequence is pending."""
-        if not self._causal and state.done > 0:
-            raise ModelError("the model cannot go on with a text: it is not causal")
-        if not self._causal and len(state.tokens) > self.n_ubatch:
-            raise ModelError(
-                f"the model cannot be run: it is not causal, and {len(state.tokens)} tokens do not "
-                f"fit into one step of n_ubatch {self.n_ubatch}"
-            )
+        self._check_causal(state)
         state.thread = threading.get_ident()
         state.waits, state.since = True, time.monotonic()
         self._waiting[id(state)] = state
@@ -359,6 +368,25 @@ class Sequences:
         finally:
             state.waits = False
             self._waiting.pop(id(state), None)
+
+    def step(self, state: State) -> None:
+        """One step, of the sequence or of those that it would keep waiting."""
+        self._check_causal(state)
+        state.thread = threading.get_ident()
+        with self.lock:
+            self.check_open()
+            moved = self._go_on(state)
+        if not moved:
+            time.sleep(IDLE / 4)
+
+    def _check_causal(self, state: State) -> None:
+        if not self._causal and state.done > 0:
+            raise ModelError("the model cannot go on with a text: it is not causal")
+        if not self._causal and len(state.tokens) > self.n_ubatch:
+            raise ModelError(
+                f"the model cannot be run: it is not causal, and {len(state.tokens)} tokens do not "
+                f"fit into one step of n_ubatch {self.n_ubatch}"
+            )
 
     def _let_others_come(self, state: State) -> None:
         """Waits a little, a quarter of a step at most, for callers of the last step to take what it

@@ -132,6 +132,36 @@ def test_answers_that_are_made_together_are_computed_together(files, monkeypatch
     assert max(sizes) == 4 and len(sizes) < 30
 
 
+def test_one_thread_goes_on_with_many_a_step_at_a_time(files, alone, monkeypatch):
+    """advance makes one step at most, also while a stop string may be coming, and reads a prompt
+    piece by piece."""
+    from mobilellm_cpp.engine import sequences
+
+    steps = []
+    run = sequences.run_step
+    monkeypatch.setattr(sequences, "run_step", lambda *given: (steps.append(1), run(*given))[1])
+    long = " ".join(WORDS * 12)
+    with MobileLLM(files["shared"], n_ctx=2048, n_threads=1) as llm:
+        told = "".join(llm.stream(long, max_tokens=12, temperature=0.0))
+        streams = [llm.stream(prompt(i), max_tokens=12, temperature=0.0) for i in range(4)]
+        held = f"{alone('shared', 'stream', 0)}!"
+        streams.append(llm.stream(prompt(0), max_tokens=12, temperature=0.0, stop=[held]))
+        streams.append(llm.stream(long, max_tokens=12, temperature=0.0))
+        texts = [""] * 6
+        going = dict(enumerate(streams))
+        while going:
+            for number, stream in list(going.items()):
+                before = len(steps)
+                try:
+                    texts[number] += stream.advance()
+                except StopIteration:
+                    del going[number]
+                assert len(steps) <= before + 1
+        assert texts[:4] == [alone("shared", "stream", i) for i in range(4)]
+        assert texts[4:] == [texts[0], told]
+        assert [stream.finish_reason for stream in streams] == ["length"] * 6
+
+
 def test_a_callback_that_raises_reaches_its_caller_alone(files, alone):
     class Mine(Exception):
         pass

@@ -231,7 +231,7 @@ def test_seeds_do_not_stick_and_are_not_eager(llm):
     [
         (lambda llm: llm.stream([]), "messages must be a list"),
         (lambda llm: llm.stream(b"hi"), "messages must be a list"),
-        (lambda llm: llm.stream([1, 2, 3]), "messages must be a list"),
+        (lambda llm: llm.stream(["hi"]), "messages must be a list"),
         (lambda llm: llm.chat({"role": "user", "content": "hi"}), "messages must be a list"),
         (lambda llm: llm.chat([{"content": "hi"}]), "messages must be a list"),
         (lambda llm: llm.stream("hi", max_tokens=-1), "max_tokens is -1"),
