@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import MobileLLMError
-from . import bench, chat, compare, convert, generate, inspect, perplexity, verify
+from . import bench, chat, compare, convert, generate, inspect, perplexity, serve, verify
 from .common import complain
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command()(inspect.inspect)
 app.command()(bench.bench)
 app.command()(perplexity.perplexity)
 app.command()(compare.compare)
+app.command()(serve.serve)
 app.command()(verify.verify)
 
 

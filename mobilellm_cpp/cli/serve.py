@@ -1,0 +1,73 @@
+"""mobilellm serve: a model for programs that speak OpenAI's API."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ModelError
+from .common import Context, OptionalModel, Threads, Type
+
+
+def serve(
+    model: OptionalModel = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535)] = 8080,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            envvar="MOBILELLM_API_KEY",
+            show_envvar=True,
+            help="What clients must send as their API key.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What clients call the model; by default the name of its file."),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Pages of this site may ask, too; repeatable."),
+    ] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for a place.")] = 64,
+    seconds: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds that an answer may take.")
+    ] = 600,
+    type: Type = None,
+    ctx: Context = 0,
+    threads: Threads = 0,
+) -> None:
+    """Serve a model over HTTP: OpenAI's API."""
+    try:
+        from ..server.app import create_app
+        from ..server.listening import bind, is_public, listen
+        from ..server.service import Limits
+    except ImportError as error:
+        raise ModelError(
+            f"serve needs more packages ({error.name}): pip install 'mobilellm-cpp[server]'"
+        ) from None
+    public = is_public(host)
+    if public and not key:
+        raise typer.BadParameter(
+            f"{host} can be reached from other machines: set a key with --api-key or "
+            f"MOBILELLM_API_KEY",
+            param_hint="--host",
+        )
+    from ..server.gate import LOOPBACK
+    from .common import load
+
+    bound = bind(host, port)
+    llm = load(model, type, n_ctx=ctx, n_threads=threads)
+    app = create_app(
+        llm,
+        name or (Path(model).stem if model else "mobilellm-demo"),
+        key=key or None,
+        hosts=None if public else LOOPBACK,
+        origins=cors or (),
+        limits=Limits(max_waiting=queue, seconds=seconds),
+    )
+    listen(app, bound, seconds)
+    llm.close()

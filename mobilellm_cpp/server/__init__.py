@@ -1,0 +1,1 @@
+"""An HTTP server for one model, in the words of OpenAI's API."""

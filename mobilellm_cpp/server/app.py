@@ -1,0 +1,75 @@
+"""The server as an ASGI application."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from ..engine.model import MobileLLM
+from . import chat, completions
+from .errors import add_handlers
+from .fields import ChatRequest, CompletionRequest
+from .gate import Gate
+from .service import Limits, Service
+
+
+def create_app(
+    llm: MobileLLM,
+    name: str,
+    *,
+    key: str | None = None,
+    hosts: Sequence[str] | None = None,
+    origins: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> FastAPI:
+    """llm under a name, for any ASGI server; its lifespan ends the thread that goes on with
+    answers, never the model. key, hosts and origins: see gate.Gate."""
+    limits = limits or Limits()
+    service = Service(llm, name, limits)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="mobilellm", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.state.service = service
+    add_handlers(app)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    model = {"id": name, "object": "model", "created": service.created, "owned_by": "mobilellm"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{model_id:path}")
+    async def one_model(model_id: str) -> dict[str, Any]:
+        service.check_name(model_id)
+        return model
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: ChatRequest) -> Response:
+        return await chat.answer(service, request)
+
+    @app.post("/v1/completions")
+    async def text_completions(request: CompletionRequest) -> Response:
+        return await completions.answer(service, request)
+
+    app.add_middleware(Gate, key=key, hosts=hosts, origins=origins, max_bytes=limits.max_bytes)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    return app

@@ -1,0 +1,113 @@
+"""POST /v1/chat/completions."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ..engine.model import LogProb, Stream
+from .answers import DONE, Answer, Parts, Whole, event, event_error
+from .errors import ApiError
+from .fields import ChatRequest
+from .records import Records
+from .service import Service, new_id, now, usage
+
+
+async def answer(service: Service, request: ChatRequest) -> Answer:
+    service.check_name(request.model)
+    n = request.n or 1
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+
+    def make() -> list[Stream]:
+        return [_stream(service, request, number) for number in range(n)]
+
+    job = await service.start(make)
+    choices = _Choices(service, request, job.works)
+
+    def end() -> None:
+        service.scheduler.cancel(job)
+
+    if request.stream:
+        return Parts(choices.chunks(job.news()), end, service.limits.seconds, event_error)
+    return Whole(lambda: choices.whole(job.news()), end, service.limits.seconds)
+
+
+def _stream(service: Service, request: ChatRequest, number: int) -> Stream:
+    sampling = request.sampling(number)
+    if request.response_format is not None:
+        sampling["response_format"] = request.response_format
+    if request.logprobs:
+        sampling["logprobs"] = request.top_logprobs or 0
+    limit = request.max_completion_tokens
+    sampling["max_tokens"] = request.max_tokens if limit is None else limit
+    messages = [message.plain() for message in request.messages]
+    return service.llm.stream(messages, **sampling)
+
+
+class _Choices:
+    """The choices of one answer, as their texts come."""
+
+    def __init__(self, service: Service, request: ChatRequest, streams: Any) -> None:
+        self._service, self._request, self._streams = service, request, streams
+        self._records = Records(streams, without_space=request.response_format is None)
+        self._head = {
+            "id": new_id("chatcmpl"),
+            "object": "chat.completion.chunk" if request.stream else "chat.completion",
+            "created": now(),
+            "model": service.name,
+            "system_fingerprint": service.fingerprint,
+        }
+
+    async def whole(self, news: AsyncIterator[tuple[int, str | None]]) -> dict[str, Any]:
+        texts = [""] * len(self._streams)
+        async for number, piece in news:
+            texts[number] += piece or ""
+        choices = [
+            {
+                "index": number,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": self._logprobs(number, None),
+                "finish_reason": self._streams[number].finish_reason,
+            }
+            for number, text in enumerate(texts)
+        ]
+        return {**self._head, "choices": choices, "usage": self._usage()}
+
+    async def chunks(self, news: AsyncIterator[tuple[int, str | None]]) -> AsyncIterator[bytes]:
+        options = self._request.stream_options
+        with_usage = bool(options and options.include_usage)
+        rest = {"usage": None} if with_usage else {}
+        begun: set[int] = set()
+        async for number, piece in news:
+            choice: dict[str, Any] = {"index": number, "delta": {}, "logprobs": None}
+            choice["finish_reason"] = None
+            if number not in begun:
+                begun.add(number)
+                first = {"role": "assistant", "content": "", "refusal": None}
+                yield event({**self._head, "choices": [{**choice, "delta": first}], **rest})
+            choice["logprobs"] = self._logprobs(number, piece)
+            if piece is not None:
+                choice["delta"] = {"content": piece}
+            else:
+                choice["finish_reason"] = self._streams[number].finish_reason
+            yield event({**self._head, "choices": [choice], **rest})
+        if with_usage:
+            yield event({**self._head, "choices": [], "usage": self._usage()})
+        yield DONE
+
+    def _usage(self) -> dict[str, int]:
+        return usage(self._streams, len(self._streams))
+
+    def _logprobs(self, number: int, piece: str | None) -> dict[str, Any] | None:
+        new = self._records.new(number, piece)
+        if new is None or (self._request.stream and not new):
+            return None
+        return {"content": [self._logprob(record) for record in new], "refusal": None}
+
+    def _logprob(self, record: LogProb) -> dict[str, Any]:
+        def said(token: int, logprob: float) -> dict[str, Any]:
+            text = self._service.token_bytes(token)
+            shown = text.decode("utf-8", "replace")
+            return {"token": shown, "logprob": logprob, "bytes": list(text)}
+
+        best = [said(*each) for each in record.best]
+        return {**said(record.token, record.logprob), "top_logprobs": best}

@@ -1,0 +1,156 @@
+"""The fields of OpenAI's requests, and how they become arguments of MobileLLM.stream.
+
+A field that is not here is refused by its name, never passed over; those that change nothing on a
+server with one model and no accounts are accepted."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_CHOICES = 16
+MAX_TEXTS = 2048  # in a request
+Name = Annotated[str, StringConstraints(max_length=512)]
+Whole = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(Fields):
+    type: Literal["text"]
+    text: str
+
+
+class Call(Fields):
+    name: str
+    arguments: str
+
+
+class ToolCall(Fields):
+    id: str
+    type: Literal["function"] = "function"
+    function: Call
+    index: int | None = None  # as streams have it
+
+
+class Message(Fields):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates know messages."""
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        message: dict[str, Any] = {"role": role, "content": content or ""}
+        for field in ("name", "tool_call_id"):
+            if (value := getattr(self, field)) is not None:
+                message[field] = value
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
+        return message
+
+
+class Function(Fields):
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Fields):
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenName(Fields):
+    name: str
+
+
+class ChosenTool(Fields):
+    type: Literal["function"]
+    function: ChosenName
+
+
+class StreamOptions(Fields):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Sampled(Fields):
+    """What all requests for text share."""
+
+    model: Name
+    temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Whole | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Field(ge=1e-3, le=1e3)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    logit_bias: Mapping[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    regex: str | None = None
+    lark: str | None = None
+    grammar: str | None = None
+    user: str | None = None
+
+    def sampling(self, number: int = 0) -> dict[str, Any]:
+        """Arguments of MobileLLM.stream for a choice; each has a seed of its own."""
+        names = "temperature top_p top_k min_p typical_p repeat_penalty frequency_penalty"
+        names += " presence_penalty stop logit_bias regex lark grammar"
+        found = {name: getattr(self, name) for name in names.split()}
+        if self.seed is not None:
+            found["seed"] = (self.seed + number) & 0x7FFFFFFF
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class ChatRequest(Sampled):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_TEXTS)]
+    max_tokens: Whole | None = None
+    max_completion_tokens: Whole | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class CompletionRequest(Sampled):
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[
+            list[Annotated[list[int], Field(min_length=1)]],
+            Field(min_length=1, max_length=MAX_TEXTS),
+        ]
+    )
+    max_tokens: Whole | None = 16
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

@@ -1,0 +1,47 @@
+"""Listens on a socket until it is told to stop: running answers end first."""
+
+import contextlib
+import ipaddress
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+
+from ..errors import ModelError
+
+
+def is_public(host: str) -> bool:
+    """Whether others than this machine can reach what listens there."""
+    if host == "localhost":
+        return False
+    with contextlib.suppress(ValueError):
+        return not ipaddress.ip_address(host).is_loopback
+    return True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ModelError where there can be none."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=256)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"cannot listen on {host} port {port}: {reason}") from None
+
+
+def listen(app: Any, bound: socket.socket, seconds: float) -> None:
+    """Serves app on a bound socket until SIGTERM or Ctrl-C: then no more requests are taken, and
+    those that run have so many seconds to end."""
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(seconds) + 1,
+    )
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"listening on http://{shown}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
+    uvicorn.Server(config).run(sockets=[bound])

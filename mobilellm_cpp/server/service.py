@@ -1,0 +1,78 @@
+"""What the endpoints share: the model under its name, its scheduler, and a client's limits."""
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import __version__
+from ..engine.model import MobileLLM, Stream
+from .errors import ApiError
+from .scheduler import Job, Scheduler
+
+
+@dataclass
+class Limits:
+    """max_waiting: requests that wait for a place. seconds: the longest answer. max_bytes: of a
+    request."""
+
+    max_waiting: int = 64
+    seconds: float = 600.0
+    max_bytes: int = 4 << 20
+
+
+@dataclass
+class Service:
+    llm: MobileLLM
+    name: str
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.llm, self.limits.max_waiting)
+        stat = Path(self.llm.model_path).stat()
+        self.created = int(stat.st_mtime)
+        self.bytes = stat.st_size
+        print_of = f"{self.name} {stat.st_size} {stat.st_mtime_ns} {__version__}"
+        self.digest = hashlib.sha256(print_of.encode()).hexdigest()
+        self.fingerprint = f"fp_{self.digest[:10]}"
+
+    def close(self) -> None:
+        self.scheduler.close()
+
+    def check_name(self, name: str) -> None:
+        """A request names the model, so that nobody takes this one for another."""
+        if name != self.name:
+            raise ApiError(
+                404,
+                f"the model {name[:100]!r} is not served here; {self.name!r} is",
+                code="model_not_found",
+                param="model",
+            )
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text."""
+        return self.llm._piece(token, special=True)
+
+    async def start(self, make: Callable[[], Sequence[Stream]]) -> Job:
+        """Goes on with the streams that make() gives; it may take a while, as texts are tokenized
+        and grammars read there. Raises Busy and ModelError."""
+        self.scheduler.check_room()
+        return self.scheduler.submit(await asyncio.to_thread(make))
+
+
+def new_id(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def usage(streams: Sequence[Stream], n: int = 1) -> dict[str, int]:
+    """Tokens of prompts, of which n streams each were made, and of what was made."""
+    prompt = sum(stream.usage["prompt_tokens"] for stream in streams[::n])
+    made = sum(stream.usage["completion_tokens"] for stream in streams)
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
