@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 from ..errors import ModelError
 from ..quant.weight_type import WeightType
 from .adapters import Adapters, Lora
+from .aio import AsyncCalls
 from .arguments import check_constructor, check_sampling, check_stop
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .inherited import MEAN, InheritedCalls, _as_list, normalized, pooled
@@ -187,7 +188,7 @@ class Answer(str):
     usage: Usage
 
 
-class MobileLLM(InheritedCalls):
+class MobileLLM(InheritedCalls, AsyncCalls):
     """A loaded model. Any number of threads may call it at the same time: each gets what it would
     get alone, and answers that are made at the same time are computed together.
 

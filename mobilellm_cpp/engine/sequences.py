@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelError
+from .cancelling import check_cancelled
 from .library import Step, llama_cpp, not_computed, run_step
 from .states import put_state
 
@@ -359,6 +360,7 @@ class Sequences:
         self._waiting[id(state)] = state
         try:
             while state.pending():
+                check_cancelled()
                 self._let_others_come(state)
                 with self.lock:
                     self.check_open()

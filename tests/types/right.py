@@ -33,6 +33,14 @@ def ask(llm: MobileLLM, question: str, **sampling: Unpack[Sampling]) -> str:
     return llm.chat([{"role": "user", "content": question}], **sampling)
 
 
+async def later(llm: MobileLLM) -> str:
+    stream = await llm.astream("Once", max_tokens=3, temperature=0.5)
+    text = "".join([piece async for piece in stream])
+    print(stream.finish_reason, stream.usage["total_tokens"])
+    answer = await llm.achat([{"role": "user", "content": "hi"}], seed=1)
+    return text + answer.upper()
+
+
 def main() -> None:
     try:
         llm = MobileLLM("model.gguf", n_ctx=2048, seed=3, type_k=8, n_batch=64, embedding=False)
