@@ -128,9 +128,11 @@ class LatticeRounder(Rounder):
         super().__init__()
         self.deviations = deviations
 
-    def round(self, bits: Array, source: str, target: TensorType) -> Array:
+    def round(
+        self, bits: Array, source: str, target: TensorType, imatrix: Array | None = None
+    ) -> Array:
         if target not in CODES:
-            return super().round(bits, source, target)
+            return super().round(bits, source, target, imatrix)
         blocks, deviation = pack(bits, self.widen(bits, source), source, target)
         self.deviations.append(deviation)
         return blocks

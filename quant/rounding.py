@@ -55,8 +55,11 @@ class Rounder(threading.local):
             value = np.ascontiguousarray(bits[index]).reshape(1, 1)
             raise NotRepresentable(index, float(self.widen(value, source)[0, 0]))
 
-    def round(self, bits: Array, source: str, target: TensorType) -> Array:
-        """Rows `bits` (rows, columns) in the target type, as contiguous memory of any dtype.
+    def round(
+        self, bits: Array, source: str, target: TensorType, imatrix: Array | None = None
+    ) -> Array:
+        """Rows `bits` (rows, columns) in the target type, as contiguous memory of any dtype; errors
+        of a column weighted by `imatrix` (columns).
 
         It may be the input itself or a buffer that the thread's next call overwrites.
         """
@@ -67,8 +70,10 @@ class Rounder(threading.local):
             return values
         rows, columns = values.shape
         out = self._buffer("out", rows * target.row_bytes(columns), np.dtype(np.uint8))
+        weights = None if imatrix is None else np.require(imatrix, np.float32, ["C", "A"])
+        at = None if weights is None else weights.ctypes.data
         ggml().ggml_quantize_chunk(
-            target.id, values.ctypes.data, out.ctypes.data, 0, rows, columns, None
+            target.id, values.ctypes.data, out.ctypes.data, 0, rows, columns, at
         )
         return out
 

@@ -38,6 +38,15 @@ BF16 = _of_gguf(GGMLQuantizationType.BF16, None)
 Q4_0 = _of_gguf(GGMLQuantizationType.Q4_0, 65504.0 * 8)
 Q8_0 = _of_gguf(GGMLQuantizationType.Q8_0, 65504.0 * 127)
 Q6_K = _of_gguf(GGMLQuantizationType.Q6_K, 65504.0 * 1024)
+# A file made by `mobilellm quantize` may hold any of these. The scale of a block is its largest
+# weight by 8 at most, or the range of its weights by 15: with these limits far below FP16's.
+Q4_1 = _of_gguf(GGMLQuantizationType.Q4_1, 65504.0)
+Q5_0 = _of_gguf(GGMLQuantizationType.Q5_0, 65504.0 * 8)
+Q5_1 = _of_gguf(GGMLQuantizationType.Q5_1, 65504.0)
+IQ4_NL = _of_gguf(GGMLQuantizationType.IQ4_NL, 65504.0 * 64)
+Q3_K = _of_gguf(GGMLQuantizationType.Q3_K, 65504.0 * 64)
+Q4_K = _of_gguf(GGMLQuantizationType.Q4_K, 65504.0 * 64)
+Q5_K = _of_gguf(GGMLQuantizationType.Q5_K, 65504.0 * 64)
 # Written for type exact only, where scales are taken over and not chosen.
 Q1_0 = _of_gguf(GGMLQuantizationType.Q1_0, 65504.0)
 Q2_0 = TensorType("Q2_0", 42, 64, 18, 65504.0 * 2)  # gguf 0.19 has neither the type nor its file

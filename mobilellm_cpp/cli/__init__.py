@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import MobileLLMError
-from . import bench, chat, compare, convert, generate, inspect, perplexity, serve, verify
+from . import bench, chat, compare, convert, generate, inspect, perplexity, quantize, serve, verify
 from .common import complain
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(convert.convert)
+app.command()(quantize.quantize)
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.command()(inspect.inspect)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from checkpoints import make_checkpoint
 from mobilellm_cpp.convert import convert_checkpoint
 from mobilellm_cpp.quant.calibration_text import builtin_text
+from stock_tools import number, stock_perplexity
 
 from mobilellm_cpp import ModelError
 from mobilellm_cpp.inspection.comparison import compare_models, plot
@@ -37,26 +37,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def stock_perplexity(stock_lib: Path, model: Path, text: Path, *more: object) -> str:
-    command = [stock_lib / "llama-perplexity", "-m", model, "-f", text, "-t", 1]
-    command += ["-c", CONTEXT, "-b", CONTEXT, "--chunks", CHUNKS, *more]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-def number(pattern: str, text: str) -> float:
-    found = re.search(pattern, text)
-    assert found, text
-    return float(found[1])
-
-
 def test_perplexity(files: dict[str, Path], stock_lib: Path) -> None:
     command = [sys.executable, "-m", "mobilellm_cpp", "perplexity", files["q8_0"], files["text"]]
     command += ["--ctx", CONTEXT, "--chunks", CHUNKS, "-t", 1, "--json"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
     ours = json.loads(done.stdout)
-    theirs = stock_perplexity(stock_lib, files["q8_0"], files["text"])
+    theirs = stock_perplexity(stock_lib, files["q8_0"], files["text"], CONTEXT, CHUNKS)
     found = number(r"PPL = ([\d.]+)", theirs)
     assert ours["perplexity"] == pytest.approx(found, rel=0.005)
     assert ours["error"] == pytest.approx(number(r"PPL = [\d.]+ \+/- ([\d.]+)", theirs), rel=0.01)
@@ -78,9 +64,10 @@ def test_divergence(files: dict[str, Path], stock_lib: Path, tmp_path: Path) -> 
     assert fine.kl_mean < coarse.kl_mean and fine.size < same.size
     assert all(file.decode and file.prefill for file in found.files)
     base = tmp_path / "base"
-    stock_perplexity(stock_lib, files["f16"], files["text"], "--kl-divergence-base", base)
+    base_options = (CONTEXT, CHUNKS, "--kl-divergence-base", base)
+    stock_perplexity(stock_lib, files["f16"], files["text"], *base_options)
     theirs = stock_perplexity(
-        stock_lib, files["q4_0"], files["text"], "--kl-divergence-base", base, "--kl-divergence"
+        stock_lib, files["q4_0"], files["text"], *base_options, "--kl-divergence"
     )
     assert coarse.kl_mean == pytest.approx(number(r"Mean\s+KLD:\s+([\d.]+)", theirs), rel=0.05)
     assert coarse.kl_99 == pytest.approx(number(r"99.0%\s+KLD:\s+([\d.]+)", theirs), rel=0.1)

@@ -1,0 +1,203 @@
+"""mobilellm quantize: a file or a checkpoint becomes a smaller file."""
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import Revision, print_json, printable, progress_bar
+
+if TYPE_CHECKING:
+    from ..quantization.run import Plan
+    from ..quantization.source import Source
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def quantize(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A GGUF file, a checkpoint folder or a hub id.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
+    type: Annotated[
+        str,
+        typer.Option(
+            help="A recipe (tiny, small, balanced, best: 3.5, 4.5, 5 and 6.5 bits a weight) or a "
+            "type of llama-quantize: q4_0, q4_k_m, ..."
+        ),
+    ] = "balanced",
+    target_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The best mix of types that fits, such as 60MB."),
+    ] = None,
+    target_bpw: Annotated[
+        float | None, typer.Option(min=1.0, max=16.0, help="The same, in bits a weight.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Text that rounding is calibrated on; by default a built-in one.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate/--no-calibration",
+            help="Whether rounding is calibrated; without, it is ggml's own, in seconds.",
+            show_default=False,
+        ),
+    ] = True,
+    sequences: Annotated[
+        int, typer.Option(min=1, help="Sequences of 512 tokens that are calibrated on.")
+    ] = 24,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="llama.cpp's importance matrix, in place of calibration.",
+        ),
+    ] = None,
+    save_imatrix: Annotated[
+        Path | None, typer.Option(help="Write an importance matrix of the text, too.")
+    ] = None,
+    fallback: Annotated[
+        bool,
+        typer.Option(
+            "--fallback/--no-fallback",
+            help="Whether a tensor may get another type where rows do not divide by its block.",
+            show_default=False,
+        ),
+    ] = True,
+    report: Annotated[
+        bool,
+        typer.Option("--report/--no-report", help="End with a comparison.", show_default=False),
+    ] = True,
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Quantize a model: its types chosen by what they cost it, its rounding calibrated."""
+    from ..inspection.perplexity import read_text
+    from ..quant.calibration_text import builtin_text
+    from ..quantization import run
+    from ..quantization.imatrix import collect, read_imatrix, write_imatrix
+    from ..quantization.source import Source
+
+    if target_size is not None and target_bpw is not None:
+        raise typer.BadParameter("give --target-size or --target-bpw, not both")
+    if imatrix is not None and calibration is not None:
+        raise typer.BadParameter("give --imatrix or --calibration, not both")
+    size = None if target_size is None else _bytes(target_size)
+    calibrated = calibrate and imatrix is None
+    text = builtin_text() if calibration is None else read_text(calibration)
+    with _file(source, revision) as path:
+        opened = Source(path)
+        plan = _plan(
+            opened, type, size, target_bpw, text if calibrated else None, fallback, bool(imatrix)
+        )
+        _tell(plan)
+        if save_imatrix is not None:
+            tokens = run.text_tokens(opened, text, sequences)
+            with progress_bar("layers") as progress:
+                sums, counts = collect(opened, tokens, progress)
+            name = "built-in" if calibration is None else calibration.name
+            write_imatrix(save_imatrix, sums, counts, name, len(tokens), len(tokens[0]))
+        with progress_bar("weights") as progress:
+            made = run.quantize_file(
+                opened,
+                out,
+                plan,
+                text=text if calibrated else None,
+                imatrix=None if imatrix is None else read_imatrix(imatrix, opened),
+                sequences=sequences,
+                progress=progress,
+            )
+        line = f"{made.path}: {made.size / 1e6:.1f} MB, {made.bits_per_weight:.2f} bits a weight"
+        print(line, file=sys.stderr if as_json else sys.stdout)
+        if report:
+            _compare(path, made.path, text, as_json)
+
+
+def _plan(
+    source: "Source",
+    type: str,
+    size: int | None,
+    bits: float | None,
+    text: str | None,
+    fallback: bool,
+    imatrix: bool,
+) -> "Plan":
+    from ..quant.budget import RECIPES
+    from ..quantization import run, sensitivity
+
+    if size is not None:
+        bits = run.bits_for_size(source, size)
+    if bits is None and type not in RECIPES:
+        return run.make_plan(source, type, fallback=fallback, imatrix=imatrix)
+    name = type if bits is None else f"{bits:.2f} bits"
+    if text is None:
+        costs = sensitivity.guessed(source)
+    else:
+        tokens = run.text_tokens(source, text, sensitivity.SEQUENCES)
+        tokens = [sequence[: sensitivity.TOKENS] for sequence in tokens]
+        with progress_bar("sequences") as progress:
+            costs = sensitivity.measured(source, tokens, progress)
+    return run.plan_mix(source, name, RECIPES[type] if bits is None else bits, costs)
+
+
+def _tell(plan: "Plan") -> None:
+    """The plan, on stderr, before the work starts."""
+    kinds = ", ".join(f"{n} × {name}" for name, n in plan.counts().most_common())
+    print(f"{plan.type}: {plan.bits_per_weight:.2f} bits a weight, {kinds}", file=sys.stderr)
+    for name, (wanted, kind) in plan.substitutions.items():
+        print(f"  {printable(name)}: {kind.name} in place of {wanted.name}", file=sys.stderr)
+
+
+def _compare(before: Path, after: Path, text: str, as_json: bool) -> None:
+    """What it cost: the end of the text, of which calibration saw little."""
+    import dataclasses
+
+    from ..inspection.comparison import compare_models
+    from .compare import print_comparison
+
+    with progress_bar("chunks") as progress:
+        found = compare_models([before, after], text[-40_000:], chunks=6, progress=progress)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        print_comparison(found)
+
+
+def _bytes(size: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?", size.strip().lower())
+    if not match:
+        raise typer.BadParameter(f"{size!r} is no size, such as 60MB", param_hint="--target-size")
+    unit = UNITS[match[2]]
+    if match[3]:
+        unit = {1: 1, 10**3: 2**10, 10**6: 2**20, 10**9: 2**30}[unit]
+    return int(float(match[1]) * unit)
+
+
+@contextmanager
+def _file(source: str, revision: str | None) -> Iterator[Path]:
+    """The GGUF file of IN; a checkpoint becomes one in its own float type, for as long as this
+    lasts."""
+    if Path(source).is_file():
+        yield Path(source)
+        return
+    from ..convert import convert_checkpoint, open_checkpoint
+
+    checkpoint = open_checkpoint(source, revision)
+    kinds = {tensor.dtype for tensor in checkpoint.tensors().values()}
+    type = "f32" if "F32" in kinds else "bf16" if "BF16" in kinds else "f16"
+    with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
+        path = Path(folder) / f"{checkpoint.name}-{type}.gguf"
+        convert_checkpoint(checkpoint, path, type=type, progress=progress)  # type: ignore[arg-type]
+        yield path
