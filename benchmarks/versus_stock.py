@@ -155,6 +155,7 @@ class Bench:
         if not (peer / "libllama.so").exists():
             sys.exit("stock llama.cpp is not built: run `make stock` first")
         self.folder, self.shape, self.rounds = folder, shape, rounds
+        self.stock_libraries = peer
         self.ours = Build(self._build(source, FOLDER, "ours"))
         self.plain = Build(self.ours.loop, {"MOBILELLM_KERNELS": "0"})
         self.stock = Build(self._build(source, peer, "stock"))

@@ -311,7 +311,8 @@ class InheritedCalls(LlamaBase):
         """float32 [n_tokens, n_embd] for each text: the hidden states after the final norm."""
         for tokens in texts:
             self._check_length(tokens)
-        return self._sequences.states(texts, self.n_embd())
+        steps = self._sequences.states(texts, self.n_embd())
+        return [rows for rows in steps if rows is not None]
 
     def _check_length(self, tokens: Sequence[int]) -> None:
         if not tokens or len(tokens) > self._context:

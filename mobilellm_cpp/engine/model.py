@@ -380,13 +380,17 @@ class MobileLLM(InheritedCalls, AsyncCalls):
         with self._sequences.using():
             return super().detokenize(tokens, prev_tokens, special)
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def chat_tokens(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """The prompt for the next answer: the file's chat template over messages, as token ids.
+        tools, in OpenAI's form, are for templates that tell the model of them.
 
         Files without a template get plain `User:` and `Assistant:` lines. Special tokens that are
         written out in a message count as such.
         """
-        prompt = self._template(messages=_checked_messages(messages)).prompt
+        variables = {"tools": list(tools)} if tools else {}
+        prompt = self._template(messages=_checked_messages(messages), **variables).prompt
         # the template writes bos itself when it wants one
         tokens = self.tokenize(_bytes(prompt), add_bos=False, special=True)
         bos = self.token_bos()
@@ -583,13 +587,23 @@ class MobileLLM(InheritedCalls, AsyncCalls):
         False."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ModelError("embeddings takes a list of texts, not one text")
-        states = self._states([self.tokenize(_bytes(text)) for text in texts])
-        for rows in states:
-            self._check_numbers(rows)
-        out = np.empty((len(texts), self.n_embd()), np.float32)
-        for row, rows in zip(out, states, strict=True):
-            row[:] = pooled(rows, self._pooling or MEAN)
-        return normalized(out) if normalize else out
+        tokens = [self.tokenize(_bytes(text)) for text in texts]
+        out = [row for row in self._embedding_steps(tokens, normalize) if row is not None]
+        return np.array(out, np.float32).reshape(len(texts), self.n_embd())
+
+    def _embedding_steps(
+        self, texts: list[list[int]], normalize: bool = True
+    ) -> Iterator[npt.NDArray[np.float32] | None]:
+        """The embeddings of texts of tokens, a step of the engine at a time; None after one that
+        ends no text."""
+        for tokens in texts:
+            self._check_length(tokens)
+        for rows in self._sequences.states(texts, self.n_embd()):
+            if rows is not None:
+                self._check_numbers(rows)
+                rows = pooled(rows, self._pooling or MEAN)
+                rows = normalized(rows) if normalize else rows
+            yield rows
 
     def _check_numbers(self, outputs: npt.NDArray[np.float32]) -> None:
         if not np.isfinite(outputs).all():

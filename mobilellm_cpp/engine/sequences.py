@@ -269,17 +269,16 @@ class Sequences:
         sequence.state.add(list(tokens), self.as_many(len(tokens)))
         return sequence
 
-    def states(self, texts: list[list[int]], width: int) -> list[npt.NDArray[np.float32]]:
+    def states(
+        self, texts: list[list[int]], width: int
+    ) -> Iterator[npt.NDArray[np.float32] | None]:
         """The hidden states (width: n_embd) of all tokens of each text, several texts in a step
-        where the model allows it."""
-        found = []
+        where the model allows it; None after a step that ends no text."""
         for first in range(0, len(texts), self._n_slots):
             part = [self.open(tokens) for tokens in texts[first : first + self._n_slots]]
             for sequence in part:
                 sequence.state.rows = Rows(width, range(len(sequence.tokens)), states=True)
-            self._run_together([sequence.state for sequence in part])
-            found += [sequence.state.rows.out for sequence in part if sequence.state.rows]
-        return found
+            yield from self._run_together(part)
 
     def rows(self, tokens: list[int], width: int, indices: list[int]) -> npt.NDArray[np.float32]:
         """The logits after the tokens at these places."""
@@ -287,7 +286,8 @@ class Sequences:
         sequence.state.rows = Rows(width, indices, states=False)
         return sequence.compute(sequence.state.rows)
 
-    def _run_together(self, states: list[State]) -> None:
+    def _run_together(self, sequences: list[Sequence]) -> Iterator[npt.NDArray[np.float32] | None]:
+        states = [sequence.state for sequence in sequences]
         for state in states:
             state.thread, state.waits = threading.get_ident(), True
         try:
@@ -298,8 +298,11 @@ class Sequences:
                 for state in states if self.fused else []:
                     self.place(state)
             for state in states:
-                self.run(state)
+                for _ in self._steps(state):
+                    yield None
                 state.live = False  # its place is free
+                if state.rows is not None:
+                    yield state.rows.out
         finally:
             for state in states:
                 state.waits = False
@@ -354,6 +357,11 @@ class Sequences:
 
     def run(self, state: State) -> None:
         """Returns when nothing of the sequence is pending."""
+        for _ in self._steps(state):
+            pass
+
+    def _steps(self, state: State) -> Iterator[None]:
+        """The steps until nothing of the sequence is pending."""
         self._check_causal(state)
         state.thread = threading.get_ident()
         state.waits, state.since = True, time.monotonic()
@@ -367,6 +375,7 @@ class Sequences:
                     mine = not state.pending() or self._go_on(state)
                 if not mine:
                     time.sleep(IDLE / 4)
+                yield
         finally:
             state.waits = False
             self._waiting.pop(id(state), None)

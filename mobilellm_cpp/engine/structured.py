@@ -327,7 +327,8 @@ def _text(form: Any, name: str, limit: int = MAX_TEXT) -> str:
     return form
 
 
-def _from_schema(schema: Any) -> str:
+def json_rule(schema: Any) -> str:
+    """What stands for a JSON value of a schema in a rule of Lark. Raises ModelError."""
     try:
         if isinstance(schema, str):
             schema = json.loads(_text(schema, "json_schema", MAX_SCHEMA))
@@ -345,7 +346,7 @@ def _from_schema(schema: Any) -> str:
         raise ModelError("json_schema is nested too deeply") from None
     except (TypeError, ValueError) as error:
         raise ModelError(f"json_schema is not JSON: {error}") from None
-    return f"start: %json {_text(text, 'json_schema', MAX_SCHEMA)}{OPTIONS}"
+    return f"%json {_text(text, 'json_schema', MAX_SCHEMA)}"
 
 
 def _check_counts(schema: Any) -> None:
@@ -382,7 +383,7 @@ def _from_regex(regex: Any) -> str:
 
 
 _GRAMMARS: dict[str, Callable[[Any], str]] = {
-    "json_schema": _from_schema,
+    "json_schema": lambda schema: f"start: {json_rule(schema)}{OPTIONS}",
     "regex": _from_regex,
     "lark": lambda lark: _text(lark, "lark") + OPTIONS,
     "gbnf": lambda gbnf: gbnf_to_lark(_text(gbnf, "gbnf")) + OPTIONS,

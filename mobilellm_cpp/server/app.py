@@ -9,9 +9,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from ..engine.model import MobileLLM
-from . import chat, completions
+from . import chat, completions, embeddings
 from .errors import add_handlers
-from .fields import ChatRequest, CompletionRequest
+from .fields import ChatRequest, CompletionRequest, EmbeddingRequest
 from .gate import Gate
 from .service import Limits, Service
 
@@ -56,6 +56,10 @@ def create_app(
         service.check_name(model_id)
         return model
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return service.metrics.response()
+
     @app.post("/v1/chat/completions")
     async def chat_completions(request: ChatRequest) -> Response:
         return await chat.answer(service, request)
@@ -64,7 +68,18 @@ def create_app(
     async def text_completions(request: CompletionRequest) -> Response:
         return await completions.answer(service, request)
 
-    app.add_middleware(Gate, key=key, hosts=hosts, origins=origins, max_bytes=limits.max_bytes)
+    @app.post("/v1/embeddings")
+    async def embed(request: EmbeddingRequest) -> Response:
+        return await embeddings.answer(service, request)
+
+    app.add_middleware(
+        Gate,
+        seen=service.metrics.request,
+        key=key,
+        hosts=hosts,
+        origins=origins,
+        max_bytes=limits.max_bytes,
+    )
     if origins:
         app.add_middleware(
             CORSMiddleware,

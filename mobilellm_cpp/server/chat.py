@@ -9,6 +9,10 @@ from .errors import ApiError
 from .fields import ChatRequest
 from .records import Records
 from .service import Service, new_id, now, usage
+from .tools import Offer, start
+
+# the number of a choice and a piece of its text, or a tool call; None: it has ended
+News = AsyncIterator[tuple[int, Any]]
 
 
 async def answer(service: Service, request: ChatRequest) -> Answer:
@@ -17,21 +21,40 @@ async def answer(service: Service, request: ChatRequest) -> Answer:
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
 
-    def make() -> list[Stream]:
-        return [_stream(service, request, number) for number in range(n)]
+    offer = _offer(service, request)
+    messages = [message.plain() for message in request.messages]
 
-    job = await service.start(make)
-    choices = _Choices(service, request, job.works)
+    def make() -> list[Stream]:
+        return [
+            start(service.llm, messages, offer, **_sampling(request, number)) for number in range(n)
+        ]
+
+    streams = await service.made(make)
+    job = service.submit(streams)
+    choices = _Choices(service, request, offer, streams)
 
     def end() -> None:
-        service.scheduler.cancel(job)
+        service.end(job)
 
     if request.stream:
         return Parts(choices.chunks(job.news()), end, service.limits.seconds, event_error)
     return Whole(lambda: choices.whole(job.news()), end, service.limits.seconds)
 
 
-def _stream(service: Service, request: ChatRequest, number: int) -> Stream:
+def _offer(service: Service, request: ChatRequest) -> Offer | None:
+    choice = request.tool_choice or "auto"
+    if not request.tools or choice == "none":
+        if request.tool_choice not in (None, "none", "auto"):
+            raise ApiError(400, "tool_choice needs tools", param="tool_choice")
+        return None
+    if request.form_names():
+        raise ApiError(400, f"{request.form_names()[0]} does not go with tools", param="tools")
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools]
+    name = choice if isinstance(choice, str) else choice.function.name
+    return Offer(tools, name, service.template)
+
+
+def _sampling(request: ChatRequest, number: int) -> dict[str, Any]:
     sampling = request.sampling(number)
     if request.response_format is not None:
         sampling["response_format"] = request.response_format
@@ -39,16 +62,19 @@ def _stream(service: Service, request: ChatRequest, number: int) -> Stream:
         sampling["logprobs"] = request.top_logprobs or 0
     limit = request.max_completion_tokens
     sampling["max_tokens"] = request.max_tokens if limit is None else limit
-    messages = [message.plain() for message in request.messages]
-    return service.llm.stream(messages, **sampling)
+    return sampling
 
 
 class _Choices:
     """The choices of one answer, as their texts come."""
 
-    def __init__(self, service: Service, request: ChatRequest, streams: Any) -> None:
+    def __init__(
+        self, service: Service, request: ChatRequest, offer: Offer | None, streams: Any
+    ) -> None:
         self._service, self._request, self._streams = service, request, streams
-        self._records = Records(streams, without_space=request.response_format is None)
+        self._offer = offer
+        self._records = Records(streams, without_space=not request.form_names())
+        self._calls: set[int] = set()  # choices that called a tool
         self._head = {
             "id": new_id("chatcmpl"),
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
@@ -57,26 +83,35 @@ class _Choices:
             "system_fingerprint": service.fingerprint,
         }
 
-    async def whole(self, news: AsyncIterator[tuple[int, str | None]]) -> dict[str, Any]:
+    async def whole(self, news: News) -> dict[str, Any]:
         texts = [""] * len(self._streams)
         async for number, piece in news:
             texts[number] += piece or ""
-        choices = [
-            {
-                "index": number,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": self._logprobs(number, None),
-                "finish_reason": self._streams[number].finish_reason,
-            }
-            for number, text in enumerate(texts)
-        ]
+        choices = [self._choice(number, text) for number, text in enumerate(texts)]
         return {**self._head, "choices": choices, "usage": self._usage()}
 
-    async def chunks(self, news: AsyncIterator[tuple[int, str | None]]) -> AsyncIterator[bytes]:
+    def _choice(self, number: int, text: str) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        reason = self._streams[number].finish_reason
+        if self._offer is not None:
+            message["content"] = text.lstrip(" ")
+            if call := self._offer.called(text):
+                message |= {"content": None, "tool_calls": [call]}
+                reason = "tool_calls"
+        return {
+            "index": number,
+            "message": message,
+            "logprobs": self._logprobs(number, None),
+            "finish_reason": reason,
+        }
+
+    async def chunks(self, news: News) -> AsyncIterator[bytes]:
         options = self._request.stream_options
         with_usage = bool(options and options.include_usage)
         rest = {"usage": None} if with_usage else {}
         begun: set[int] = set()
+        if self._offer is not None:
+            news = self._decided(news)
         async for number, piece in news:
             choice: dict[str, Any] = {"index": number, "delta": {}, "logprobs": None}
             choice["finish_reason"] = None
@@ -84,15 +119,40 @@ class _Choices:
                 begun.add(number)
                 first = {"role": "assistant", "content": "", "refusal": None}
                 yield event({**self._head, "choices": [{**choice, "delta": first}], **rest})
-            choice["logprobs"] = self._logprobs(number, piece)
-            if piece is not None:
+            text = piece if isinstance(piece, str) else None
+            choice["logprobs"] = self._logprobs(number, text)
+            if isinstance(piece, dict):
+                choice["delta"] = {"tool_calls": [{"index": 0, **piece}]}
+                self._calls.add(number)
+            elif piece is not None:
                 choice["delta"] = {"content": piece}
             else:
-                choice["finish_reason"] = self._streams[number].finish_reason
+                reason = self._streams[number].finish_reason
+                choice["finish_reason"] = "tool_calls" if number in self._calls else reason
             yield event({**self._head, "choices": [choice], **rest})
         if with_usage:
             yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
+
+    async def _decided(self, news: News) -> News:
+        """Texts as they come once they are known to be none of a call; calls whole."""
+        assert self._offer is not None
+        held = [""] * len(self._streams)
+        texts: set[int] = set()
+        async for number, piece in news:
+            if number in texts:
+                yield number, piece
+                continue
+            if isinstance(piece, str):
+                held[number] += piece
+                if self._offer.is_call(held[number]) is not False:
+                    continue
+                texts.add(number)
+                yield number, held[number].lstrip(" ")
+                continue
+            if held[number]:
+                yield number, self._offer.called(held[number]) or held[number].lstrip(" ")
+            yield number, None
 
     def _usage(self) -> dict[str, int]:
         return usage(self._streams, len(self._streams))

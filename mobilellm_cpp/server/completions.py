@@ -8,7 +8,7 @@ from .answers import DONE, Answer, Parts, Whole, event, event_error
 from .errors import ApiError
 from .fields import CompletionRequest
 from .records import Records
-from .service import Service, new_id, now, usage
+from .service import Service, as_prompts, new_id, now, usage
 
 
 async def answer(service: Service, request: CompletionRequest) -> Answer:
@@ -24,26 +24,20 @@ async def answer(service: Service, request: CompletionRequest) -> Answer:
     def make() -> list[Stream]:
         return [
             service.llm.stream(prompt, **_sampling(request, number))
-            for prompt in _prompts(request)
+            for prompt in as_prompts(request.prompt)
             for number in range(n)
         ]
 
-    job = await service.start(make)
-    choices = _Choices(service, request, n, job.works)
+    streams = await service.made(make)
+    job = service.submit(streams)
+    choices = _Choices(service, request, n, streams)
 
     def end() -> None:
-        service.scheduler.cancel(job)
+        service.end(job)
 
     if request.stream:
         return Parts(choices.chunks(job.news()), end, service.limits.seconds, event_error)
     return Whole(lambda: choices.whole(job.news()), end, service.limits.seconds)
-
-
-def _prompts(request: CompletionRequest) -> list[Any]:
-    given = request.prompt
-    if isinstance(given, str) or isinstance(given[0], int):
-        return [given]
-    return list(given)
 
 
 def _sampling(request: CompletionRequest, number: int) -> dict[str, Any]:
@@ -57,7 +51,7 @@ def _sampling(request: CompletionRequest, number: int) -> dict[str, Any]:
 class _Choices:
     def __init__(self, service: Service, request: CompletionRequest, n: int, streams: Any) -> None:
         self._service, self._request, self._streams, self._n = service, request, streams, n
-        prompts = _prompts(request) if request.echo else []
+        prompts = as_prompts(request.prompt) if request.echo else []
         self._echoes = [self._text(prompt) for prompt in prompts for _ in range(n)]
         self._records = Records(streams, without_space=False)
         self._length = [0] * len(streams)  # of the text that they cover

@@ -3,6 +3,8 @@
 A field that is not here is refused by its name, never passed over; those that change nothing on a
 server with one model and no accounts are accepted."""
 
+import contextlib
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -35,6 +37,13 @@ class ToolCall(Fields):
     function: Call
     index: int | None = None  # as streams have it
 
+    def plain(self) -> dict[str, Any]:
+        arguments: Any = self.function.arguments
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)  # an object, as templates want it
+        function = {"name": self.function.name, "arguments": arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
 
 class Message(Fields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -56,7 +65,7 @@ class Message(Fields):
             if (value := getattr(self, field)) is not None:
                 message[field] = value
         if self.tool_calls:
-            message["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
+            message["tool_calls"] = [call.plain() for call in self.tool_calls]
         return message
 
 
@@ -115,6 +124,11 @@ class Sampled(Fields):
             found["seed"] = (self.seed + number) & 0x7FFFFFFF
         return {name: value for name, value in found.items() if value is not None}
 
+    def form_names(self) -> list[str]:
+        """The fields that say which form the answer has."""
+        names = ("response_format", "regex", "lark", "grammar")
+        return [name for name in names if getattr(self, name, None) is not None]
+
 
 class ChatRequest(Sampled):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_TEXTS)]
@@ -136,16 +150,18 @@ class ChatRequest(Sampled):
     prompt_cache_key: str | None = None
 
 
+Texts = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+    | Annotated[list[int], Field(min_length=1)]
+    | Annotated[
+        list[Annotated[list[int], Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS)
+    ]
+)
+
+
 class CompletionRequest(Sampled):
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
-        | Annotated[list[int], Field(min_length=1)]
-        | Annotated[
-            list[Annotated[list[int], Field(min_length=1)]],
-            Field(min_length=1, max_length=MAX_TEXTS),
-        ]
-    )
+    prompt: Texts
     max_tokens: Whole | None = 16
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -154,3 +170,11 @@ class CompletionRequest(Sampled):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+
+
+class EmbeddingRequest(Fields):
+    model: Name
+    input: Texts
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None

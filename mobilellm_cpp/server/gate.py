@@ -2,7 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,7 +20,8 @@ class Gate:
 
     key: what `Authorization: Bearer` must hold; None: nothing. hosts: names by which the server may
     be called; a page elsewhere whose name leads here (DNS rebinding) is turned away; None: any.
-    origins: pages of other servers that may ask, "*": all of them. max_bytes: of a body."""
+    origins: pages of other servers that may ask, "*": all of them. max_bytes: of a body. seen is
+    told of each request its path, the status and the seconds that it took."""
 
     def __init__(
         self,
@@ -29,7 +31,9 @@ class Gate:
         hosts: Sequence[str] | None,
         origins: Sequence[str],
         max_bytes: int,
+        seen: Callable[[str, int, float], None],
     ) -> None:
+        self._seen = seen
         self._app, self._hosts, self._origins, self._max = app, hosts, origins, max_bytes
         self._key = None if key is None else key.encode()
 
@@ -37,6 +41,21 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        start, status = time.monotonic(), 499  # as nginx says it: the client left before an answer
+        scope = dict(scope)  # the router writes into it
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._pass(scope, receive, sent)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self._seen(path, status, time.monotonic() - start)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         try:
             self._check(scope, headers)
@@ -51,7 +70,7 @@ class Gate:
         if scope["method"] == "POST":
             # what curl -d sends is called a form; bodies are JSON here, whatever they are called
             others = [item for item in scope["headers"] if item[0] != b"content-type"]
-            scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+            scope["headers"] = [*others, (b"content-type", b"application/json")]
         await self._app(scope, _after(body, receive), send)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:

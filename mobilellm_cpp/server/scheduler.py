@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from ..engine.model import MobileLLM
+from ..engine.model import MobileLLM, Usage
 
 BURST = 0.05  # seconds that an answer goes on where the model computes one at a time
 
@@ -26,6 +26,9 @@ class Work(Protocol):
 
     @property
     def n_tokens(self) -> int: ...  # that it has in the KV cache
+
+    @property
+    def usage(self) -> Usage: ...
 
     def advance(self) -> str: ...  # a step at most; raises StopIteration at the end
 
@@ -45,6 +48,7 @@ class Job:
         self.started = False
         self.cancelled = False
         self.asked = time.monotonic()
+        self.first: float | None = None  # when the first news came
         self._loop = asyncio.get_running_loop()
         self._news: deque[tuple[int, str | None | Exception]] = deque()
         self._woken = asyncio.Event()
@@ -66,6 +70,8 @@ class Job:
 
     def tell(self, number: int, piece: str | None | Exception) -> None:
         """In the event loop."""
+        if self.first is None:
+            self.first = time.monotonic()
         self._news.append((number, piece))
         self._woken.set()
 

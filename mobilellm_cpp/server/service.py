@@ -7,11 +7,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .. import __version__
 from ..engine.model import MobileLLM, Stream
 from .errors import ApiError
-from .scheduler import Job, Scheduler
+from .metrics import Metrics
+from .scheduler import Job, Scheduler, Work
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -32,12 +36,18 @@ class Service:
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.llm, self.limits.max_waiting)
+        self.metrics = Metrics(self.scheduler)
         stat = Path(self.llm.model_path).stat()
         self.created = int(stat.st_mtime)
         self.bytes = stat.st_size
         print_of = f"{self.name} {stat.st_size} {stat.st_mtime_ns} {__version__}"
         self.digest = hashlib.sha256(print_of.encode()).hexdigest()
         self.fingerprint = f"fp_{self.digest[:10]}"
+
+    @property
+    def template(self) -> str:
+        """The model's chat template; empty where it has none."""
+        return self.llm.metadata.get("tokenizer.chat_template") or ""
 
     def close(self) -> None:
         self.scheduler.close()
@@ -52,15 +62,30 @@ class Service:
                 param="model",
             )
 
+    def tokens(self, prompt: str | list[int]) -> list[int]:
+        """The ids of a text; ids as they are."""
+        if isinstance(prompt, str):
+            return self.llm.tokenize(prompt.encode("utf-8", "surrogatepass"))
+        return self.llm._checked_tokens(prompt)
+
     def token_bytes(self, token: int) -> bytes:
         """What a token adds to a text."""
         return self.llm._piece(token, special=True)
 
-    async def start(self, make: Callable[[], Sequence[Stream]]) -> Job:
-        """Goes on with the streams that make() gives; it may take a while, as texts are tokenized
-        and grammars read there. Raises Busy and ModelError."""
+    async def made(self, make: Callable[[], T]) -> T:
+        """What make() gives, in a thread: texts are tokenized there, and grammars read. Raises Busy
+        where submit would."""
         self.scheduler.check_room()
-        return self.scheduler.submit(await asyncio.to_thread(make))
+        return await asyncio.to_thread(make)
+
+    def submit(self, works: Sequence[Work]) -> Job:
+        """Starts to go on with works. Raises Busy."""
+        return self.scheduler.submit(works)
+
+    def end(self, job: Job) -> None:
+        """Nobody waits for a job any more; it may have ended by itself."""
+        self.scheduler.cancel(job)
+        self.metrics.job(job)
 
 
 def new_id(kind: str) -> str:
@@ -69,6 +94,11 @@ def new_id(kind: str) -> str:
 
 def now() -> int:
     return int(time.time())
+
+
+def as_prompts(given: Any) -> list[Any]:
+    """The texts, or lists of token ids, of a field that may hold one or several."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
 def usage(streams: Sequence[Stream], n: int = 1) -> dict[str, int]:

@@ -312,3 +312,130 @@ def test_a_deadline(llm):
         *_, last = got.text.strip().split("\n\n")
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
         assert server.idle()
+
+
+def test_embeddings(client, llm):
+    texts = ["A boat.", "The old lighthouse stands " + "by the sea " * 60, "Bread"]
+    made = client.embeddings.create(model="demo", input=texts)
+    want = llm.embeddings(texts)
+    assert np.array_equal(np.array([each.embedding for each in made.data], np.float32), want)
+    assert [each.index for each in made.data] == [0, 1, 2]
+    ids = [llm.tokenize(text.encode()) for text in texts]
+    assert made.usage.prompt_tokens == made.usage.total_tokens == sum(map(len, ids))
+    again = client.embeddings.create(model="demo", input=ids, encoding_format="float")
+    assert np.allclose([each.embedding for each in again.data], want, atol=0)
+    with pytest.raises(openai.BadRequestError, match="dimensions"):
+        client.embeddings.create(model="demo", input="a", dimensions=3)
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model="demo", input=[""] * 3000)
+
+
+def test_embeddings_beside_answers(client, llm):
+    """Neither changes the other, and an answer goes on between the steps of a long text."""
+    text = "the sea was old and the bread was warm " * 90
+    said = "".join(llm.stream("The", temperature=0, max_tokens=60))
+    with ThreadPoolExecutor(2) as pool:
+        vectors = pool.submit(client.embeddings.create, model="demo", input=[text] * 4)
+        made = client.completions.create(model="demo", prompt="The", temperature=0, max_tokens=60)
+    assert made.choices[0].text == said
+    want = llm.embeddings([text])[0]
+    assert all(np.array_equal(np.float32(v.embedding), want) for v in vectors.result().data)
+
+
+class Weather(BaseModel):
+    """Tells the weather of a place."""
+
+    place: Literal["Tarnby", "Oslo"]
+    days: Annotated[int, Field(ge=1, le=9)]
+
+
+class Lamp(BaseModel):
+    """Lights the lamp."""
+
+    on: bool
+
+
+TOOLS = [openai.pydantic_function_tool(Weather), openai.pydantic_function_tool(Lamp)]
+
+
+@pytest.mark.parametrize("choice", ["required", "Weather", "Lamp"])
+def test_tools_that_must_be_called(client, choice):
+    asked = dict(model="demo", messages=HELLO, tools=TOOLS, temperature=0)
+    asked["tool_choice"] = (
+        choice if choice == "required" else {"type": "function", "function": {"name": choice}}
+    )
+    made = client.chat.completions.parse(**asked)
+    (choice_made,) = made.choices
+    assert choice_made.finish_reason == "tool_calls" and choice_made.message.content is None
+    (call,) = choice_made.message.tool_calls
+    assert isinstance(call.function.parsed_arguments, (Weather, Lamp))
+    assert choice == "required" or call.function.name == choice
+    with client.chat.completions.stream(**asked) as stream:
+        again = stream.get_final_completion().choices[0]
+    assert again.finish_reason == "tool_calls"
+    assert again.message.tool_calls[0].function == call.function
+    cut = client.chat.completions.create(**asked, max_tokens=4).choices[0]
+    assert cut.finish_reason == "length" and cut.message.tool_calls is None
+
+
+def test_a_tool_that_may_be_called(client, llm):
+    asked = dict(model="demo", messages=HELLO, tools=TOOLS, temperature=0, max_tokens=80)
+    made = client.chat.completions.create(**asked).choices[0]  # the demo model knows no tools
+    assert made.message.content and not made.message.content.startswith(" ")
+    assert made.message.tool_calls is None and made.finish_reason in ("stop", "length")
+    streamed = [c.choices[0] for c in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(c.delta.content or "" for c in streamed) == made.message.content
+    assert streamed[-1].finish_reason == made.finish_reason and len(streamed) > 4
+    none = client.chat.completions.create(**asked, tool_choice="none").choices[0]
+    assert none.message.content == llm.chat(HELLO, temperature=0)
+    brace = llm.tokenize(b"{", add_bos=False)[-1]
+    made = client.chat.completions.create(**asked, logit_bias={str(brace): 100}).choices[0]
+    assert made.finish_reason in ("tool_calls", "length")  # a brace begins a call
+
+
+def test_results_of_tools(client):
+    call = {"name": "Lamp", "arguments": '{"on": true}'}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "1", "content": "The lamp is on."},
+    ]
+    for tools in ({}, {"tools": TOOLS}):
+        made = client.chat.completions.create(
+            model="demo", messages=messages, temperature=0, max_tokens=20, **tools
+        )
+        assert made.usage.prompt_tokens > 30
+
+
+def test_wrong_tools(client):
+    for wrong in (
+        {"tool_choice": "required"},
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "Nothing"}}},
+        {"tools": TOOLS, "response_format": {"type": "json_object"}},
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"not": {}}}}]},
+    ):
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model="demo", messages=HELLO, **wrong)
+
+
+def test_metrics(client, server):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def read():
+        text = httpx.get(f"{server.url}/metrics").text
+        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+        return {(s.name, *sorted(s.labels.values())): s.value for s in samples}
+
+    before = read()
+    made = client.completions.create(model="demo", prompt="The", max_tokens=5, temperature=0)
+    assert server.idle()
+    after = read()
+    for name, tokens in (
+        ("mobilellm_prompt_tokens_total", made.usage.prompt_tokens),
+        ("mobilellm_completion_tokens_total", made.usage.completion_tokens),
+        ("mobilellm_first_token_seconds_count", 1),
+    ):
+        assert after[name,] - before[name,] == tokens
+    assert after["mobilellm_requests_total", "/v1/completions", "200"] >= 1
+    assert after["mobilellm_answers_going",] == 0
