@@ -3,6 +3,7 @@
 # make test     all checks and tests (also builds the stock llama.cpp they compare with, once)
 # make bench    docs/measurements.md: our build against stock llama.cpp (half an hour on an idle machine)
 # make fuzz     spoiled checkpoints and GGUF files, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
+# make test-arm ARM's kernels, cross-compiled, under qemu-user (Debian: g++-aarch64-linux-gnu and qemu-user)
 # make clients  programs of others over our package: LangChain, outlines, llm, ... (docs/clients.md)
 # make quant-model   trains what quantization is measured on (two hours on a core)
 # make lint | stock | sanitize | clean
@@ -19,7 +20,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find convert quant kernels mobilellm_cpp site -type f -not -name '*.pyc')
 
-.PHONY: demo dev test bench quant-model clients lint stock sanitized sanitized-threads sanitize fuzz clean
+.PHONY: demo dev test test-arm bench quant-model clients lint stock sanitized sanitized-threads sanitize fuzz clean
 
 demo: .venv/installed
 	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
@@ -94,6 +95,14 @@ sanitize: sanitized sanitized-threads
 	    MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/sanitize" \
 	    $(BIN)/pytest tests/engine/test_hostile.py tests/fuzz tests/kernels
 	MOBILELLM_NATIVE_TESTS="$(CURDIR)/build/sanitize-threads" $(BIN)/pytest tests/kernels -k 'not scalar'
+
+test-arm: .venv/tests-installed
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	    { echo 'make test-arm: install a cross compiler and qemu (Debian: apt install g++-aarch64-linux-gnu qemu-user)'; exit 1; }
+	$(CONFIGURE) -B build/arm -DCMAKE_TOOLCHAIN_FILE=tests/arm/aarch64.cmake -DGGML_NATIVE=OFF \
+	    -DGGML_CPU_ARM_ARCH=armv8-a >/dev/null
+	$(BIN)/cmake --build build/arm --target kernels_test packed_test >/dev/null
+	MOBILELLM_ARM="$(CURDIR)/build/arm" $(BIN)/pytest tests/arm/*.py $(PYTEST_ARGS)
 
 fuzz: sanitized
 	$(BIN)/python tests/fuzz --cases $(or $(CASES),5000) --sanitized build/sanitize/use_file $(FUZZ_ARGS)

@@ -17,6 +17,8 @@
 // So 4 bytes of a row always stand against 4 neighbouring activations, which is what dot-product instructions take.
 // Two rows that share bytes share their activations q too: where l is the low one and x = l + 16 h, the high
 // one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x. In Q2_0 the factor is 4.
+//
+// ARM's dot products take signed weights: there Q4_0's high nibbles hold w, not w + 8 (HIGH_SIGN).
 
 #pragma once
 
@@ -30,12 +32,22 @@ namespace mobilellm {
 constexpr int64_t GROUP = 32;  // rows of a group
 constexpr int64_t BLOCK = 32;  // columns that share an activation scale
 
+#ifdef __aarch64__
+constexpr uint8_t HIGH_SIGN = 0x80;
+#else
+constexpr uint8_t HIGH_SIGN = 0;
+#endif
+
 // How a product has its weights brought to the caches before it reads them. What is best depends on the processor;
 // no choice changes a bit of the result.
 struct streaming {
     enum cache : uint8_t { none, nta, t2, t1, t0 };  // nothing is fetched; x86's four prefetch instructions
 
-    cache   hint  = t1;
+#ifdef __aarch64__
+    cache hint = none;  // the streams of Cortex processors are fetched ahead by themselves
+#else
+    cache hint = t1;
+#endif
     int64_t ahead = 1;  // so many times 64 columns of a group from what is read to what is fetched
 };
 

@@ -74,10 +74,11 @@ void as_gguf_q2_0(const uint8_t * in, uint8_t * out) {
 struct halves {
     uint8_t mask;
     int     shift;
+    uint8_t sign;  // by which packed bytes differ
 };
 
 constexpr halves halves_of(ggml_type type) {
-    return type == GGML_TYPE_Q4_0 ? halves{ 0x0F, 4 } : halves{ 0x33, 2 };
+    return type == GGML_TYPE_Q4_0 ? halves{ 0x0F, 4, HIGH_SIGN } : halves{ 0x33, 2, 0 };
 }
 
 #ifndef __SSE2__
@@ -108,8 +109,8 @@ void pack_block(const uint8_t * rows, size_t row_size, uint8_t * quants) {
     for (int64_t i = 0; i < 4 * 64; ++i) {
         const uint8_t a = quants[i];
         const uint8_t b = other[i];
-        quants[i]       = uint8_t((a & h.mask) | (b & h.mask) << h.shift);
-        quants[256 + i] = uint8_t((a >> h.shift & h.mask) | (b & high));
+        quants[i]       = uint8_t((a & h.mask) | (b & h.mask) << h.shift) ^ h.sign;
+        quants[256 + i] = uint8_t((a >> h.shift & h.mask) | (b & high)) ^ h.sign;
     }
 }
 
@@ -173,8 +174,8 @@ void unpack_block(const matrix & m, int64_t row, int64_t b, uint8_t * out) {
     }
     const halves h = halves_of(m.type);
     for (int64_t i = 0; i < 16; ++i) {
-        const int low  = bytes[i];
-        const int high = bytes[16 + i];
+        const int low  = bytes[i] ^ h.sign;
+        const int high = bytes[16 + i] ^ h.sign;
         bytes[i]       = uint8_t(second ? (low >> h.shift & h.mask) | (high & ~h.mask)
                                         : (low & h.mask) | (high & h.mask) << h.shift);
     }

@@ -105,7 +105,7 @@ struct choice {
 choice measure(const std::vector<matrix> & weights, double seconds) {
     const streaming              standard;
     const std::vector<streaming> hints   = { standard,
-                                             { streaming::none, 0 },
+                                             { standard.hint == streaming::none ? streaming::t1 : streaming::none, 1 },
                                              { streaming::t2, 1 },
                                              { streaming::nta, 1 },
                                              { streaming::t0, 1 },

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "processor.h"
 
 #define MOBILELLM_INLINE inline __attribute__((always_inline))
 
@@ -43,6 +44,10 @@ MOBILELLM_INLINE void prefetch_lines(const uint8_t * data) {
     for (int64_t offset = 0; offset < BYTES; offset += 64) {
         __builtin_prefetch(data + offset, 0, LOCALITY);
     }
+}
+
+MOBILELLM_INLINE bool fetches(const part & p) {
+    return p.hint != streaming::none || p.later;
 }
 
 // Prefetches what stands `ahead` of pair i, and the first quarter of the same pair of the later matrix.
@@ -92,7 +97,7 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * acti
     const auto *  q       = reinterpret_cast<const uint8_t *>(activation);
 
     // tokens that stay in the first-level cache while all groups pass, but two tiles at least
-    int64_t chunk = 24 * 1024 / int64_t(q_size) / ISA::TILE * ISA::TILE;
+    int64_t chunk = first_level_cache() * 3 / 4 / int64_t(q_size) / ISA::TILE * ISA::TILE;
     chunk         = chunk < 2 * ISA::TILE ? 2 * ISA::TILE : chunk;
 
     for (int64_t t0 = 0; t0 < n_tokens; t0 += chunk) {

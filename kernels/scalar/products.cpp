@@ -40,7 +40,7 @@ int weight(ggml_type type, const uint8_t * quants, bool second, int64_t col, int
     const int64_t at = 4 * (r % 16) + col % 4;
     switch (type) {
         case GGML_TYPE_Q4_0: {
-            const uint8_t both = quants[64 * (col / 4) + at];
+            const uint8_t both = quants[64 * (col / 4) + at] ^ HIGH_SIGN;
             return (r < 16 ? both & 15 : both >> 4) - 8;
         }
         case GGML_TYPE_Q8_0:

@@ -3,29 +3,12 @@
 // than a barrier.
 
 #include "fused_step.h"
+#include "processor.h"
 
 #include <algorithm>
 #include <cstring>
 
-#ifdef __unix__
-#include <unistd.h>
-#endif
-
 namespace mobilellm {
-
-namespace {
-
-// Bytes of this processor's second-level cache, 0 where nobody says.
-int64_t second_level_cache() {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    return size;
-#else
-    return 0;
-#endif
-}
-
-}  // namespace
 
 void fused_step::share_rows(const fused_request & r, int ith, int nth) {
     const fused_model &    m   = model_;
@@ -57,7 +40,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
 
     // What is brought to the cache early must not drive out what is there: a thread's share of a block and half as
     // much.
-    const bool early = block_size_ / nth * 3 / 2 <= second_level_cache();
+    const bool early = block_size_ / nth * 3 / 2 <= second_level_share(nth);
 
     double     waiting = 0.0;
     const auto meet    = [&] { barrier_.wait(nth, ith == 0 ? &waiting : nullptr); };

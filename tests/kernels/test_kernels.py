@@ -15,6 +15,9 @@ NEEDS = {
     "scalar": set(),
     "avx2": {"avx2", "fma", "bmi1", "bmi2", "f16c"},
     "avx512vnni": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"},
+    "neon": {"asimd"},
+    "dotprod": {"asimddp"},
+    "i8mm": {"asimddp", "i8mm"},
 }
 
 
@@ -46,7 +49,7 @@ def test_every_kernel_equals_the_scalar_twin():
 def test_the_buffer_of_packed_weights():
     """What it supports, and its results on any number of threads."""
     out = run("packed_test")
-    if NEEDS["avx2"] <= processor():
+    if NEEDS["avx2"] <= processor() or NEEDS["neon"] <= processor():
         assert re.search(r"^packed: \d+ cases", out, re.M), out
 
 
