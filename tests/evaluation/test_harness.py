@@ -1,0 +1,99 @@
+"""lm_eval's tasks on model files: log-likelihoods as the PyTorch reference gives them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import llama_cpp
+import pytest
+import torch
+from mobilellm_cpp.convert import convert_checkpoint
+from mobilellm_cpp.convert.checkpoint import open_checkpoint
+from mobilellm_cpp.convert.reference import Reference
+
+from mobilellm_cpp import MobileLLM, ModelError
+from mobilellm_cpp.evaluation.likelihood import Scorer
+
+DEMO = Path(sys.modules["mobilellm_cpp"].__file__).parent / "demo"
+HELDOUT = Path(__file__).parents[2] / "training" / "heldout.jsonl"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("harness") / "demo.gguf"
+    convert_checkpoint(DEMO, path, type="f32")
+    return path
+
+
+def questions() -> list[str]:
+    found = [json.loads(line)["messages"][0]["content"] for line in HELDOUT.open()]
+    return [f"User: {question}\nAssistant:" for question in found[:12]]
+
+
+ANSWERS = [" I am Pip.", " The baker.", " Yes.", " In the old mill by the river."]
+
+
+def test_against_pytorch(file: Path) -> None:
+    reference = Reference(open_checkpoint(DEMO))
+    f32 = llama_cpp.GGML_TYPE_F32  # a cache in f16 moves a sum of -31 by 0.0016
+    with MobileLLM(file, n_threads=1, type_k=f32, type_v=f32) as llm:
+        scorer = Scorer(llm)
+        pairs = []
+        for question in questions():
+            context = llm.tokenize(question.encode())
+            for answer in ANSWERS:
+                pairs.append((context, llm.tokenize((question + answer).encode())[len(context) :]))
+        found = scorer.score(pairs)
+        alone = [scorer.score([pair])[0] for pair in pairs[:5]]
+        scorer.close()
+    for (context, continuation), (score, greedy) in zip(pairs, found, strict=True):
+        tokens = [*context, *continuation]
+        logits = torch.as_tensor(reference.logits(tokens)).double()
+        rows = logits.log_softmax(-1)[len(context) - 1 : -1]
+        wanted = float(rows[range(len(continuation)), continuation].sum())
+        assert score == pytest.approx(wanted, abs=1e-3)
+        assert greedy == (rows.argmax(-1).tolist() == list(continuation))
+    assert alone == [(pytest.approx(score, abs=1e-4), g) for score, g in found[:5]]
+
+
+def test_long_and_refused(file: Path) -> None:
+    """A context that does not fit loses its beginning; what is empty is refused."""
+    with MobileLLM(file, n_ctx=256, n_threads=1) as llm:
+        scorer = Scorer(llm)
+        tokens = list(range(10, 600))
+        (long,) = scorer.score([(tokens, [5, 6])])
+        (cut,) = scorer.score([(tokens[-255:], [5, 6])])
+        assert long == (pytest.approx(cut[0], abs=1e-5), cut[1])
+        with pytest.raises(ModelError, match="a token each"):
+            scorer.score([([], [1])])
+        scorer.close()
+
+
+def test_lm_eval(file: Path, tmp_path: Path) -> None:
+    """The command line of lm_eval over a task of our own."""
+    pytest.importorskip("lm_eval")
+    lines = [{"question": question, "choices": ANSWERS, "label": 0} for question in questions()[:4]]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "village.yaml").write_text(
+        f"""task: village
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/data.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: label
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+    )
+    command = [sys.executable, "-m", "mobilellm_cpp.evaluation", "--model", "mobilellm"]
+    command += ["--model_args", f"path={file},n_threads=1", "--tasks", "village"]
+    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (out,) = (tmp_path / "out").rglob("results*.json")
+    assert 0 <= json.loads(out.read_text())["results"]["village"]["acc,none"] <= 1
