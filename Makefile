@@ -2,7 +2,7 @@
 # make dev      install so that an edited Python file counts at once (see docs/architecture.md)
 # make test     all checks and tests (also builds the stock llama.cpp they compare with, once)
 # make bench    docs/measurements.md: our build against stock llama.cpp (half an hour on an idle machine)
-# make fuzz     spoiled checkpoints and GGUF files, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
+# make fuzz     spoiled checkpoints and GGUF files and adapters, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
 # make test-arm ARM's kernels, cross-compiled, under qemu-user (Debian: g++-aarch64-linux-gnu and qemu-user)
 # make clients  programs of others over our package: LangChain, outlines, llm, ... (docs/clients.md)
 # make quant-model   trains what quantization is measured on (two hours on a core)

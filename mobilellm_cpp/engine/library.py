@@ -187,6 +187,16 @@ class Step:
         return bool(self.native.fused)
 
 
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def give_memory_back() -> None:
+    """What was freed goes back to the system: glibc keeps the pages between what is still in use,
+    and a process that loads model after model would hold twice what it needs."""
+    if _trim is not None:
+        _trim(0)
+
+
 def run_step(context: Any, step: Step) -> int:
     """mobilellm_run_step: 0 when done; see api.h for the others."""
     return int(lib.mobilellm_run_step(context, ctypes.byref(step.native)))

@@ -22,7 +22,7 @@ from .aio import AsyncCalls
 from .arguments import check_constructor, check_sampling, check_stop
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .inherited import MEAN, InheritedCalls, _as_list, normalized, pooled
-from .library import Pieces, guard, llama_cpp, tokenize
+from .library import Pieces, give_memory_back, guard, llama_cpp, tokenize
 from .llama_base import Formatter, LlamaArguments, ModelArguments
 from .sampling_types import Sampling
 from .sequences import Sequence as TokenSequence
@@ -323,6 +323,7 @@ class MobileLLM(InheritedCalls, AsyncCalls):
         self._own = None
         closed: Any = _Closed()
         self._model = self._ctx = self._piece = self.tokenizer_ = closed
+        give_memory_back()
 
     def __del__(self) -> None:
         if getattr(self, "_main", self) is None:

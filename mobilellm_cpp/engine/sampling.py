@@ -57,9 +57,7 @@ class Sampler:
         self._owned = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
         )
-        address = ctypes.cast(self._owned, ctypes.c_void_p).value
-        assert address is not None
-        self._address = address
+        self._address = ctypes.c_void_p.from_buffer(self._owned).value or 0
 
         def add(name: str, *arguments: Any) -> None:
             sampler = getattr(llama_cpp, f"llama_sampler_init_{name}")(*arguments)

@@ -298,7 +298,7 @@ def test_memory_after_many_loads(tmp_path, way):
     gc.collect()
     gc.disable()  # nothing may wait for it
     try:
-        for i in range(100):
+        for i in range(300):
             llm = MobileLLM(tmp_path / "m.gguf", n_threads=1)
             llm("hi", max_tokens=3, temperature=0)
             if way == "with":

@@ -17,24 +17,25 @@ from fuzz import (
     checkpoint_edits,
     gguf_draw,
     gguf_edits,
+    state_draw,
     strange,
     verify_draw,
 )
-from fuzz.seeds import ADAPTERS, CHECKPOINTS, FILES, VERIFIED
+from fuzz.seeds import ADAPTERS, CHECKPOINTS, FILES, STATES, VERIFIED
 from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 
 Case = dict[str, Any]
-KINDS = ("checkpoint", "adapter", "gguf", "verify")
+KINDS = ("checkpoint", "adapter", "gguf", "verify", "lora", "state")
 
 SCHEDULES = ["immediate", "repeat-all-over", "reverse", "0,0,1,1", "1,0", "0", "2", "", "x", "0,-1"]
 
 
 @functools.cache
 def seed_input(kind: str, seeds: Path, name: str) -> Any:
-    """The files of a checkpoint or an adapter, or the bytes of a GGUF file."""
+    """The files of a checkpoint or an adapter, or the bytes of a file."""
     if kind in ("checkpoint", "adapter"):
         return checkpoint_edits.read(seeds / kind / name)
-    return (seeds / "gguf" / name).read_bytes()
+    return (seeds / (kind if kind in ("lora", "state") else "gguf") / name).read_bytes()
 
 
 def draw_case(kind: str, seed: int, number: int, seeds: Path) -> Case:
@@ -60,6 +61,12 @@ def draw_case(kind: str, seed: int, number: int, seeds: Path) -> Case:
         name = rng.choice(list(ADAPTERS))
         case = {"type": rng.choice(["f32", "f16", "bf16"]), "merge": rng.random() < 0.4}
         case["edits"] = adapter_draw.draw(rng, seed_input(kind, seeds, name))
+    elif kind == "lora":
+        name = rng.choice(list(ADAPTERS))
+        case = {"edits": gguf_draw.draw(rng, seed_input(kind, seeds, name))}
+    elif kind == "state":
+        name = rng.choice(STATES)
+        case = {"edits": state_draw.draw(rng, seed_input(kind, seeds, name))}
     else:
         name = rng.choice(list(FILES))
         case = {"edits": gguf_draw.draw(rng, seed_input(kind, seeds, name))}
@@ -71,5 +78,7 @@ def write_case(case: Case, seeds: Path, target: Path) -> None:
     source = seed_input(case["kind"], seeds, case["input"])
     if case["kind"] in ("checkpoint", "adapter"):
         checkpoint_edits.write(source, case["edits"], target)
+    elif case["kind"] == "state":
+        target.write_bytes(state_draw.apply(source, case["edits"]))
     else:
         target.write_bytes(gguf_edits.apply(source, case["edits"]))

@@ -160,6 +160,8 @@ def draw(rng: random.Random, seed: bytes) -> list[Edit]:
     arch = next(p.value for p in file.pairs if p.key == "general.architecture")
     makers = [pair_edit] * 8 + [further_edit] * 3 + [array_edit] * 4 + [tensor_edit] * 5
     makers += [vocabulary_edit] * 3 + [data_edit] * 3 + [claim_edit] * 2 + [byte_edit]
+    if not any(p.type == ARRAY for p in file.pairs):  # an adapter
+        makers = [m for m in makers if m not in (array_edit, vocabulary_edit)]
     edits: list[Edit] = []
     for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 4])):
         edits += rng.choice(makers)(rng, file, arch)

@@ -19,7 +19,9 @@ from checkpoints import (
     write_characters,
 )
 from lattices import pareto
-from mobilellm_cpp.convert import convert_checkpoint
+from mobilellm_cpp.convert import convert_adapter, convert_checkpoint
+
+from mobilellm_cpp import MobileLLM
 
 
 def make_lattice(folder: Path, bits: int, **options: Any) -> Path:
@@ -119,6 +121,10 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str, str]] = {
     "lora-shared": ({}, "mobilellm-q8_0", "shared"),
 }
 
+# The files of which a state is saved.
+STATE_TOKENS = list(range(5, 25))
+STATES = ("mobilellm-q8_0", "pro-f32")
+
 # A checkpoint, and how it is converted.
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-f32": ("base", dict(type="f32")),
@@ -140,11 +146,18 @@ VERIFIED = FILES | {"lattice-4-exact": ("lattice-4", dict(type="exact"))}
 
 
 def make_seeds(folder: Path) -> None:
-    """Writes checkpoint/NAME/, adapter/NAME/ and gguf/NAME into `folder`."""
-    (folder / "gguf").mkdir(parents=True)
+    """Writes checkpoint/NAME/, adapter/NAME/, gguf/NAME, lora/NAME and state/NAME into `folder`."""
+    for kind in ("gguf", "lora", "state"):
+        (folder / kind).mkdir(parents=True)
     for name, (make, options) in CHECKPOINTS.items():
         make(folder / "checkpoint" / name, **{**TINY, **options})
     for name, (source, way) in VERIFIED.items():
         convert_checkpoint(folder / "checkpoint" / source, folder / "gguf" / name, **way)
-    for name, (options, _, _) in ADAPTERS.items():
+    for name, (options, _, source) in ADAPTERS.items():
         make_adapter(folder / "adapter" / name, **options)
+        base = folder / "checkpoint" / source
+        convert_adapter(folder / "adapter" / name, folder / "lora" / name, base=base)
+    for name in STATES:
+        with MobileLLM(folder / "gguf" / name, n_ctx=64, n_threads=1) as llm:
+            llm.eval(STATE_TOKENS)
+            (folder / "state" / name).write_bytes(llm.save_state().llama_state)

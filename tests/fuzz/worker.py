@@ -21,12 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch  # noqa: F401  # before anybody watches: its CUDA build runs ldconfig when imported
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # where `fuzz` is
 
 from fuzz.cases import Case, write_case  # noqa: E402
-from fuzz.seeds import ADAPTERS, VERIFIED  # noqa: E402
+from fuzz.seeds import ADAPTERS, STATE_TOKENS, VERIFIED  # noqa: E402
 from mobilellm_cpp.convert import (  # noqa: E402
     convert_adapter,
     convert_checkpoint,
@@ -39,6 +40,7 @@ from mobilellm_cpp.convert.torch_file import read_torch  # noqa: E402
 
 from mobilellm_cpp import CheckpointError, MobileLLM, MobileLLMError, ModelError  # noqa: E402
 from mobilellm_cpp.engine.gguf_file import open_gguf  # noqa: E402
+from mobilellm_cpp.engine.states import restore_state  # noqa: E402
 from mobilellm_cpp.inspection.description import describe  # noqa: E402
 from mobilellm_cpp.inspection.verification import verify  # noqa: E402
 
@@ -219,6 +221,48 @@ def adapter_case(seeds: Path, case: Case, folder: Path, out: Path) -> tuple[bool
     return passed, refusal
 
 
+def lora_case(seeds: Path, case: Case, path: Path, out: Path) -> tuple[bool, str | None]:
+    """Whether the parser of the adapter file was passed, and the refusal."""
+    try:
+        with open_gguf(path):
+            passed = True
+    except ModelError:
+        passed = False
+    _, base, _ = ADAPTERS[case["input"]]
+    refusal = None
+    with MobileLLM(seeds / "gguf" / base, n_ctx=64, n_threads=1) as llm:
+        try:
+            llm.set_lora([(path, 1.0)])
+            llm.logits([1, 5, 7])
+        except ModelError as error:
+            refusal = check_sentence(error)
+        llm.set_lora([])
+        llm.logits([1, 5, 7])
+    return passed, refusal
+
+
+def state_case(seeds: Path, case: Case, path: Path, out: Path) -> tuple[bool, str | None]:
+    """Whether the state has the length of a sound one, and the refusal. Whatever comes of it, the
+    model computes afterwards what it did before."""
+    data = path.read_bytes()
+    refusal = None
+    with MobileLLM(seeds / "gguf" / case["input"], n_ctx=64, n_threads=1) as llm:
+        want = llm.logits([1, 5, 7])
+        llm.eval(STATE_TOKENS)
+        state = llm.save_state()
+        passed = len(data) == len(state.llama_state)
+        state.llama_state, state.llama_state_size = data, len(data)
+        llm.load_state(state)  # what does not fit is computed again
+        llm.eval([7])
+        try:
+            restore_state(llm.ctx, data, 0)
+        except ModelError as error:
+            refusal = check_sentence(error)
+        if not np.array_equal(llm.logits([1, 5, 7]), want):
+            raise Failure("a state changes what others compute")
+    return passed, refusal
+
+
 def carry_out(
     run: Callable[[Case, Path, Path], tuple[bool, str | None]],  # from the input to the output
     case: Case,
@@ -279,6 +323,8 @@ def main() -> None:
         "gguf": gguf_case,
         "verify": functools.partial(verify_case, seeds),
         "adapter": functools.partial(adapter_case, seeds),
+        "lora": functools.partial(lora_case, seeds),
+        "state": functools.partial(state_case, seeds),
     }
     for line in sys.stdin:
         case = json.loads(line)
