@@ -31,6 +31,10 @@ from .types import (
 
 IQ4_NL_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
+# The nearest level to each whole number from -128 on; where two are as near it does not matter.
+_NEAREST = torch.tensor(
+    [min(range(16), key=lambda i: abs(IQ4_NL_LEVELS[i] - x)) for x in range(-128, 128)]
+).float()
 SHRINKS = torch.linspace(0.62, 1.06, 12)  # of the scale that just reaches the largest weight
 ENDS = (1.0, 0.9, 0.8)  # of the lowest and of the highest weight, where there is a minimum
 STEPS = torch.tensor([1.0, 0.95, 1.05, 0.9, 1.1])  # around the scale that a first search found
@@ -59,8 +63,7 @@ class Grid:
         inverse = torch.where(scale == 0, scale, 1 / scale)
         exact = (weights - minimum) * inverse
         if self.kind is IQ4_NL:
-            levels = torch.tensor(IQ4_NL_LEVELS).float()
-            return torch.bucketize(exact, (levels[1:] + levels[:-1]) / 2).float()
+            return _NEAREST[(exact.round_().clamp_(-128, 127) + 128).int()]
         return exact.round_().clamp_(self.low, self.high)
 
     def values(self, codes: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ class Grid:
     def numbers(self, codes: Tensor) -> Tensor:
         """The numbers that a scale multiplies."""
         levels = self.levels
-        return codes if levels is None else levels[codes.long()]
+        return codes if levels is None else levels[codes.int()]
 
     def fit(self, weights: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and minimum of each group with the least error under the `importance` [columns] of

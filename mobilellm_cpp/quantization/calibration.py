@@ -31,12 +31,9 @@ Bytes = npt.NDArray[np.uint8]
 
 STAGES = (ATTENTION_INPUTS, ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 INTO_STREAM = ("attn_output", "ffn_down")
+Step = tuple[str, Tensor, Tensor]  # of Network.steps
 BATCH = 4  # sequences that run at once
 CORRECTION = 0.5  # the part of the difference between the streams that a matrix makes up for
-
-
-class _Seen(Exception):
-    """The pass has come as far as it was asked to."""
 
 
 @dataclass
@@ -48,6 +45,15 @@ class Moments:
     cross: Tensor
     lost: Tensor | None = None
     tokens: int = 0
+
+    def add(self, exact: Step, rough: Step) -> None:
+        """What both streams have before the same product."""
+        x, y = exact[1].flatten(0, 1), rough[1].flatten(0, 1)
+        self.h += y.T @ y
+        self.cross += y.T @ x
+        self.tokens += len(y)
+        if self.lost is not None:
+            self.lost += (exact[2] - rough[2]).flatten(0, 1).T @ y
 
     def target(self, weights: Tensor, correction: float) -> tuple[Tensor, Tensor]:
         """H, damped, and the weights that do best on it before they are rounded."""
@@ -90,13 +96,15 @@ class Calibration:
             own = network.weights(stored)
             names = {part: f"blk.{stored}.{part}.weight" for part in MATRICES}
             if names["attn_q"] not in found:
-                block = self._block(stored, times, own, exact, rough, later)
+                block, exact_end, rough_end = self._block(stored, times, own, exact, rough, later)
                 found.update(block)
                 yield from block.items()
+                left = times - 1
+            else:
+                exact_end, rough_end, left = exact, rough, times
             weights = own | {part: self._as_used(n, found[n]) for part, n in names.items()}
-            for _ in range(times):
-                exact = self._advance(exact, own, stored)
-                rough = self._advance(rough, weights, stored)
+            exact = self._advance(exact_end, own, stored, left)
+            rough = self._advance(rough_end, weights, stored, left)
 
     def _block(
         self,
@@ -106,92 +114,74 @@ class Calibration:
         exact: Tensor,
         rough: Tensor,
         later: Mapping[Any, Tensor],
-    ) -> dict[str, Bytes]:
-        """The matrices of one block: those with the same input at once."""
+    ) -> tuple[dict[str, Bytes], Tensor, Tensor]:
+        """The matrices of one block: those with the same input at once, each stage with what is
+        rounded already. Then both streams after one execution."""
+        network = self.network
         found: dict[str, Bytes] = {}
         weights = dict(own)
+        starts = [
+            (exact[at : at + BATCH], rough[at : at + BATCH]) for at in range(0, len(exact), BATCH)
+        ]
+        steps = [
+            (network.steps(x, own, stored), network.steps(y, weights, stored)) for x, y in starts
+        ]
         for stage in STAGES:
+            first = stage[0]
             names = {part: f"blk.{stored}.{part}.weight" for part in stage}
             old = {name: self.done(name) for name in names.values()}
-            moments = None
+            columns = own[first].shape[1]
+            moments = Moments(torch.zeros(columns, columns), torch.zeros(columns, columns))
+            if first in INTO_STREAM:
+                moments.lost = torch.zeros(len(own[first]), columns)
+            for (left, right), start in zip(steps, starts, strict=True):
+                here = next(left), next(right)
+                if any(data is None for data in old.values()):
+                    moments.add(*here)
+                    for again in self._again(first, times, stored, own, weights, *start):
+                        moments.add(*again)
+            if (extra := later.get((stored, first))) is not None and not self.first_only:
+                moments.h += extra
+                moments.cross += extra
+                moments.tokens *= 2  # about: there are as many later executions as first ones
             for part, name in names.items():
                 data = old[name]
-                if data is None:
-                    if moments is None and self.kinds[name] in GRIDS:
-                        moments = self._moments(
-                            stored, times, stage[0], own, weights, exact, rough, later
-                        )
-                    data = self._rounded(name, own[part], moments)
-                found[name] = data
-                weights[part] = self._as_used(name, data)
-        return found
+                found[name] = self._rounded(name, own[part], moments) if data is None else data
+                weights[part] = self._as_used(name, found[name])
+        ends = [(next(left)[1], next(right)[1]) for left, right in steps]
+        return found, torch.cat([x for x, _ in ends]), torch.cat([y for _, y in ends])
 
-    def _moments(
+    def _again(
         self,
-        stored: int,
-        times: int,
         part: str,
+        times: int,
+        stored: int,
         own: Weights,
         weights: Weights,
         exact: Tensor,
         rough: Tensor,
-        later: Mapping[Any, Tensor],
-    ) -> Moments:
-        """Of the inputs of a stage, in the executions that follow each other here, with those that
-        come later in the model as the float model sees them."""
-        columns = own[part].shape[1]
-        moments = Moments(torch.zeros(columns, columns), torch.zeros(columns, columns))
-        if part in INTO_STREAM:
-            moments.lost = torch.zeros(own[part].shape[0], columns)
-        executions = 1 if self.first_only else times
-        for at in range(0, len(exact), BATCH):
-            left = self._inputs(exact[at : at + BATCH], own, stored, part, executions)
-            right = self._inputs(rough[at : at + BATCH], weights, stored, part, executions)
-            for (x, stream), (y, rough_stream) in zip(left, right, strict=True):
-                moments.h += y.T @ y
-                moments.cross += y.T @ x
-                moments.tokens += len(y)
-                if moments.lost is not None:
-                    moments.lost += (stream - rough_stream).T @ y
-        if (extra := later.get((stored, part))) is not None and not self.first_only:
-            moments.h += extra
-            moments.cross += extra
-            moments.tokens *= 2  # about: there are as many later executions as first ones
-        return moments
+    ) -> Iterator[tuple[Step, Step]]:
+        """The inputs of a part in the executions that follow the first one directly."""
+        for _ in range(1, 1 if self.first_only else times):
+            exact = self.network.block(exact, own, stored)
+            rough = self.network.block(rough, weights, stored)
+            steps = zip(
+                self.network.steps(exact, own, stored),
+                self.network.steps(rough, weights, stored),
+                strict=True,
+            )
+            yield next(pair for pair in steps if pair[0][0] == part)
 
-    def _inputs(
-        self, x: Tensor, weights: Weights, stored: int, part: str, times: int
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each of `times` executions the input of a part and the residual stream that its
-        output is added to, [tokens, columns] both."""
-        found: list[tuple[Tensor, Tensor]] = []
-        stream = x
-
-        def watch(name: str, inputs: Tensor) -> None:
-            if name == part:
-                base = stream
-                if part == "ffn_down":
-                    base = stream + attention[0]
-                found.append((inputs.flatten(0, 1), base.flatten(0, 1)))
-                if len(found) == times:
-                    raise _Seen
-
-        network = self.network
-        attention: list[Tensor] = []
-        try:
+    def _advance(self, x: Tensor, weights: Weights, stored: int, times: int) -> Tensor:
+        """The stream after so many executions."""
+        if times == 0:
+            return x
+        parts = []
+        for at in range(0, len(x), BATCH):
+            part = x[at : at + BATCH]
             for _ in range(times):
-                attention[:] = [network.attention(stream, weights, stored, watch)]
-                middle = stream + attention[0]
-                stream = middle + network.feed_forward(middle, weights, watch)
-        except _Seen:
-            pass
-        return found
-
-    def _advance(self, x: Tensor, weights: Weights, stored: int) -> Tensor:
-        parts = [
-            self.network.block(x[at : at + BATCH], weights, stored)
-            for at in range(0, len(x), BATCH)
-        ]
+                part = self.network.block(part, weights, stored)
+            parts.append(part)
         return torch.cat(parts)
 
     def _rounded(self, name: str, weights: Tensor, moments: Moments | None) -> Bytes:
@@ -242,8 +232,7 @@ class Calibration:
             for _ in range(times):
                 for at in range(0, len(x), BATCH):
 
-                    def watch(part: str, inputs: Tensor, stored: int = stored) -> None:
-                        rows = inputs.flatten(0, 1)
+                    def watch(part: str, rows: Tensor, stored: int = stored) -> None:
                         found[stored, part] = found[stored, part] + rows.T @ rows
 
                     part = x[at : at + BATCH]

@@ -99,8 +99,7 @@ def collect(
         x = embedding[torch.tensor(tokens)]
         for done, stored in enumerate(network.schedule, 1):
 
-            def watch(part: str, inputs: torch.Tensor, stored: int = stored) -> None:
-                rows = inputs.flatten(0, 1)
+            def watch(part: str, rows: torch.Tensor, stored: int = stored) -> None:
                 for each in same_input.get(part, (part,)):
                     name = f"blk.{stored}.{each}.weight"
                     squares = rows.square().sum(0).numpy()

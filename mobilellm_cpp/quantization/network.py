@@ -7,7 +7,7 @@ GGUF, [out, in], RoPE turning neighbouring rows of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -82,17 +82,32 @@ class Network:
     ) -> Tensor:
         """The stream after one execution of stored block `stored`; `watch` sees each input once
         (that of q, k and v as attn_q's, that of gate and up as ffn_gate's)."""
-        x = x + self.attention(x, w, stored, watch)
-        return x + self.feed_forward(x, w, watch)
+        for part, inputs, stream in self.steps(x, w, stored):
+            if part:
+                watch(part, inputs.flatten(0, 1))
+            x = stream
+        return x
 
-    def attention(self, x: Tensor, w: Weights, stored: int, watch: Watch) -> Tensor:
-        rows, tokens, _ = x.shape
+    def steps(self, x: Tensor, w: Weights, stored: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """One execution of a block, stopping before each product: the part (attn_q stands for q, k
+        and v, ffn_gate for gate and up), its input, and the stream that the half of the block adds
+        to; at the end "" and the new stream. Weights are looked up when they are needed."""
         h = self.norm(x, w["attn_norm"])
-        watch("attn_q", h)
-        q, k, v = (
-            (h @ w[part].T).view(rows, tokens, -1, self.head_dim).transpose(1, 2)
-            for part in ATTENTION_INPUTS
-        )
+        yield "attn_q", h, x
+        out = self.attend(h @ w["attn_q"].T, h @ w["attn_k"].T, h @ w["attn_v"].T, stored)
+        yield "attn_output", out, x
+        x = x + out @ w["attn_output"].T
+        h = self.norm(x, w["ffn_norm"])
+        yield "ffn_gate", h, x
+        inner = F.silu(h @ w["ffn_gate"].T) * (h @ w["ffn_up"].T)
+        yield "ffn_down", inner, x
+        x = x + inner @ w["ffn_down"].T
+        yield "", x, x
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, stored: int) -> Tensor:
+        """Attention over q, k and v [sequences, tokens, heads * head_dim]."""
+        rows, tokens, _ = q.shape
+        q, k, v = (part.view(rows, tokens, -1, self.head_dim).transpose(1, 2) for part in (q, k, v))
         if self.ropes[stored]:
             cos, sin = self.rotation(tokens)
             q, k = (_rotated(part, cos, sin) for part in (q, k))
@@ -104,16 +119,7 @@ class Network:
         groups = self.heads // self.kv_heads
         k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out = out.transpose(1, 2).reshape(rows, tokens, -1)
-        watch("attn_output", out)
-        return out @ w["attn_output"].T
-
-    def feed_forward(self, x: Tensor, w: Weights, watch: Watch) -> Tensor:
-        h = self.norm(x, w["ffn_norm"])
-        watch("ffn_gate", h)
-        inner = F.silu(h @ w["ffn_gate"].T) * (h @ w["ffn_up"].T)
-        watch("ffn_down", inner)
-        return inner @ w["ffn_down"].T
+        return out.transpose(1, 2).reshape(rows, tokens, -1)
 
     def weights(self, stored: int) -> dict[str, Tensor]:
         """The file's own weights of a block."""
