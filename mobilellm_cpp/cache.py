@@ -25,10 +25,10 @@ from .errors import CheckpointError, ModelError
 
 if TYPE_CHECKING:
     from .convert import Checkpoint
-    from .quant.weight_type import WeightType
+    from .quant.weight_type import FileType
 
 DEMO = Path(__file__).resolve().parent / "demo"
-DEFAULT_TYPE: "WeightType" = "q4_0"
+DEFAULT_TYPE: "FileType" = "q4_0"
 
 Progress = Callable[[int, int, str], None]
 
@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 
 def converted(
     source: str | Path,
-    type: "WeightType",
+    type: "FileType",
     *,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -77,11 +77,10 @@ def converted(
 
 
 def _kept(
-    path: Path, checkpoint: "Checkpoint", type: "WeightType", progress: Progress | None
+    path: Path, checkpoint: "Checkpoint", type: "FileType", progress: Progress | None
 ) -> Path:
     """The file, converted if it is not there as a conversion left it. Raises OutputError where it
     cannot be written."""
-    from .convert import convert_checkpoint
     from .convert.gguf_file import OutputError
 
     if not _is_whole(path):
@@ -89,10 +88,25 @@ def _kept(
             _make(path.parent)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
-        convert_checkpoint(checkpoint, path, type=type, progress=progress)
+        _convert(checkpoint, path, type, progress)
         with contextlib.suppress(OSError):  # somebody empties the cache
             _remember(path, _digest(path))
     return path
+
+
+def _convert(
+    checkpoint: "Checkpoint", path: Path, type: "FileType", progress: Progress | None
+) -> None:
+    """The file in a type, or by a recipe without calibration, which takes seconds."""
+    from .convert import convert_checkpoint
+    from .quant.weight_type import RECIPE_NAMES
+
+    if type in RECIPE_NAMES:
+        from .quantization.checkpoint import convert_to  # reads the file with libllama
+
+        convert_to(checkpoint, path, type, progress=progress)
+    else:
+        convert_checkpoint(checkpoint, path, type=type, progress=progress)  # type: ignore[arg-type]
 
 
 def _is_whole(path: Path) -> bool:
@@ -148,12 +162,12 @@ def _content(checkpoint: "Checkpoint") -> str:
 
 @functools.cache
 def _code() -> str:
-    """A key of the code that makes the bytes of a file: the converter's and ggml's rounding."""
-    from . import convert, quant
+    """A key of the code that makes the bytes of a file, with that of ggml, which rounds."""
+    from . import convert, quant, quantization
     from .quant.rounding import ggml_path
 
     digest = hashlib.blake2b(digest_size=16)
-    for package in (convert, quant):
+    for package in (convert, quant, quantization):
         folder = Path(str(package.__file__)).parent
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
@@ -204,7 +218,7 @@ def _temporary_folder() -> Path:
 
 
 def resolve(
-    model: str | None, type: "WeightType | None" = None, progress: Progress | None = None
+    model: str | None, type: "FileType | None" = None, progress: Progress | None = None
 ) -> Path:
     """The GGUF file for a MODEL argument: None is the shipped demo model (kept in f16), a file is
     itself, a folder or hub id is converted (to DEFAULT_TYPE unless type says otherwise)."""

@@ -1,5 +1,9 @@
 """What people write for the type of the weights; apart from types.py, whose imports take time."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 WeightType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "exact"]
+# What a file may be made in: a recipe of `mobilellm quantize` (quant/budget.py), too.
+Recipe = Literal["tiny", "small", "balanced", "best"]
+FileType = Literal[WeightType, Recipe]
+RECIPE_NAMES = get_args(Recipe)

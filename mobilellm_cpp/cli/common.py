@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..quant.weight_type import WeightType
+from ..quant.weight_type import FileType
 
 Model = Annotated[
     str,
@@ -26,7 +26,7 @@ OptionalModel = Annotated[
 
 
 Type = Annotated[
-    WeightType | None,
+    FileType | None,
     typer.Option(
         help="Weights of a checkpoint that is converted for this; by default q4_0.",
         show_default=False,
@@ -141,7 +141,7 @@ def progress_bar(unit: str | None = None) -> Iterator[Callable[[int, int, str], 
             bar.stop()
 
 
-def resolve(model: str | None, type: WeightType | None) -> Path:
+def resolve(model: str | None, type: FileType | None) -> Path:
     """The GGUF file of a MODEL argument, converted with a progress bar if need be."""
     from ..cache import DEFAULT_TYPE
     from ..cache import resolve as resolve_model
@@ -153,7 +153,7 @@ def resolve(model: str | None, type: WeightType | None) -> Path:
     return path
 
 
-def load(model: str | None, type: WeightType | None, **arguments: Any) -> Any:
+def load(model: str | None, type: FileType | None, **arguments: Any) -> Any:
     """MobileLLM for a MODEL argument."""
     path = resolve(model, type)
     from ..engine.model import MobileLLM

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError, ModelError
-from ..quant.weight_type import WeightType
+from ..quant.weight_type import RECIPE_NAMES, FileType
 from .common import (
     Base,
     ChatTemplate,
@@ -37,10 +37,11 @@ def convert(
         ),
     ] = None,
     type: Annotated[
-        WeightType | None,
+        FileType | None,
         typer.Option(
             help="Type of the weights, by default f16, of an adapter f32; "
-            "exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints.",
+            "exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints; tiny, small, balanced "
+            "and best are recipes of `mobilellm quantize`.",
             show_default=False,
         ),
     ] = None,
@@ -65,8 +66,9 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a MobileLLM checkpoint, or a LoRA adapter for one, to a GGUF file."""
-    from ..convert import Adapter, convert_checkpoint, open_checkpoint, open_source
+    from ..convert import Adapter, open_checkpoint, open_source
     from ..convert.adapter_conversion import base_of
+    from ..quantization.checkpoint import convert_to
 
     if verify:
         from ..inspection.verification import verify as compare  # says now if torch is missing
@@ -84,10 +86,11 @@ def convert(
     elif base or merge:
         raise CheckpointError(f"{source} is no adapter: --base and --merge are for one")
     with progress_bar() as progress:
-        report = convert_checkpoint(
+        report = convert_to(
             checkpoint,
             out,
-            type=type or "f16",
+            type or "f16",
+            text=_calibration_text() if type in RECIPE_NAMES else None,
             schedule=schedule,
             portable=portable,
             chat_template=chat_template,
@@ -125,17 +128,31 @@ def convert(
             raise typer.Exit(1)
 
 
+def _calibration_text() -> str | None:
+    """The built-in text where torch is there to calibrate on it."""
+    from importlib.util import find_spec
+
+    from ..quant.calibration_text import builtin_text
+
+    if find_spec("torch") is None:
+        print("without torch rounding is not calibrated", file=sys.stderr)
+        return None
+    return builtin_text()
+
+
 def _convert_adapter(
     adapter: "Adapter",
     out: Path | None,
     base: str | None,
-    type: WeightType | None,
+    type: FileType | None,
     schedule: str | None,
     settings: dict[str, Any],
     portable: bool,
 ) -> None:
     from ..convert import convert_adapter
 
+    if type in RECIPE_NAMES:
+        raise CheckpointError(f"an adapter file has no type {type}: merge it with --merge")
     report = convert_adapter(
         adapter,
         out,

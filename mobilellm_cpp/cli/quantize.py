@@ -135,21 +135,15 @@ def _plan(
     imatrix: bool,
 ) -> "Plan":
     from ..quant.budget import RECIPES
-    from ..quantization import run, sensitivity
+    from ..quantization import run
 
     if size is not None:
         bits = run.bits_for_size(source, size)
     if bits is None and type not in RECIPES:
         return run.make_plan(source, type, fallback=fallback, imatrix=imatrix)
-    name = type if bits is None else f"{bits:.2f} bits"
-    if text is None:
-        costs = sensitivity.guessed(source)
-    else:
-        tokens = run.text_tokens(source, text, sensitivity.SEQUENCES)
-        tokens = [sequence[: sensitivity.TOKENS] for sequence in tokens]
-        with progress_bar("sequences") as progress:
-            costs = sensitivity.measured(source, tokens, progress)
-    return run.plan_mix(source, name, RECIPES[type] if bits is None else bits, costs)
+    name, bits = (type, RECIPES[type]) if bits is None else (f"{bits:.2f} bits", bits)
+    with progress_bar("sequences") as progress:
+        return run.best_plan(source, name, bits, text, progress)
 
 
 def _tell(plan: "Plan") -> None:
@@ -193,10 +187,10 @@ def _file(source: str, revision: str | None) -> Iterator[Path]:
         yield Path(source)
         return
     from ..convert import convert_checkpoint, open_checkpoint
+    from ..quantization.checkpoint import float_type
 
     checkpoint = open_checkpoint(source, revision)
-    kinds = {tensor.dtype for tensor in checkpoint.tensors().values()}
-    type = "f32" if "F32" in kinds else "bf16" if "BF16" in kinds else "f16"
+    type = float_type(checkpoint)
     with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
         path = Path(folder) / f"{checkpoint.name}-{type}.gguf"
         convert_checkpoint(checkpoint, path, type=type, progress=progress)  # type: ignore[arg-type]

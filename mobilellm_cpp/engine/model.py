@@ -16,7 +16,7 @@ import numpy.typing as npt
 from typing_extensions import Unpack
 
 from ..errors import ModelError
-from ..quant.weight_type import WeightType
+from ..quant.weight_type import FileType
 from .adapters import Adapters, Lora
 from .aio import AsyncCalls
 from .arguments import check_constructor, check_sampling, check_stop
@@ -333,7 +333,7 @@ class MobileLLM(InheritedCalls, AsyncCalls):
     def from_checkpoint(
         cls,
         source: str | Path,
-        type: WeightType = "q4_0",
+        type: FileType = "q4_0",
         *,
         revision: str | None = None,
         **kwargs: Unpack[ModelArguments],

@@ -25,6 +25,7 @@ from ..quant.budget import RECIPES, best_mix
 from ..quant.mixes import FILE_TYPES, MIXES, Choice, is_matrix, mix_types
 from ..quant.rounding import Array, Rounder
 from ..quant.types import F32, Q8_0, TensorType
+from . import sensitivity
 from .sensitivity import Costs
 from .source import Source
 
@@ -89,6 +90,22 @@ def plan_mix(source: Source, name: str, bits_per_weight: float, costs: Costs) ->
         largest[kind] += sizes[tensor]
     file_type = FILE_TYPES[largest.most_common(1)[0][0]]
     return plan_of(source, name, {t: Choice(kind) for t, kind in kinds.items()}, file_type, True)
+
+
+def best_plan(
+    source: Source,
+    name: str,
+    bits_per_weight: float,
+    text: str | None,
+    progress: Progress | None = None,
+) -> Plan:
+    """plan_mix for what each tensor costs: as measured on a text, which needs torch, or guessed."""
+    if text is None:
+        return plan_mix(source, name, bits_per_weight, sensitivity.guessed(source))
+    tokens = text_tokens(source, text, sensitivity.SEQUENCES)
+    tokens = [sequence[: sensitivity.TOKENS] for sequence in tokens]
+    costs = sensitivity.measured(source, tokens, progress)
+    return plan_mix(source, name, bits_per_weight, costs)
 
 
 def bits_for_size(source: Source, size: int) -> float:
@@ -209,9 +226,7 @@ def _calibrated(
     try:
         import torch
     except ImportError:
-        raise ModelError(
-            "calibration needs torch: pip install 'mobilellm-cpp[torch]', or use --no-calibration"
-        ) from None
+        raise ModelError(sensitivity.NEEDS_TORCH) from None
     from .calibration import Calibration
     from .network import Network
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ModelError
 from ..quant.budget import candidates
 from ..quant.mixes import is_matrix
 from ..quant.rounding import Rounder, dequantize
@@ -29,6 +30,7 @@ Costs = dict[str, dict[TensorType, float]]
 Progress = Callable[[int, int, str], None]
 
 SEQUENCES, TOKENS = 16, 128
+NEEDS_TORCH = "calibration needs torch: pip install 'mobilellm-cpp[torch]', or use --no-calibration"
 
 # Without measurements: how much worse an error of the same share is in these than in the others.
 FACTORS = {"attn_v": 4.0, "attn_output": 2.0, "ffn_down": 2.0, "token_embd": 2.0, "output": 2.0}
@@ -80,8 +82,10 @@ def _fisher(
     source: Source, tokens: list[list[int]], progress: Progress | None
 ) -> tuple[dict[str, Floats], dict[str, Floats], int]:
     """Sums over rows' and columns' squared gradients of each matrix, and the tokens they are of."""
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        raise ModelError(NEEDS_TORCH) from None
     from .network import Network
 
     network = Network(source)

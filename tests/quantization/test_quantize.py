@@ -215,3 +215,16 @@ def test_checkpoint(tmp_path: Path) -> None:
     file.write_bytes(b"GGUF")
     done = CliRunner().invoke(app, ["quantize", str(file), str(out)])
     assert isinstance(done.exception, ModelError)
+
+
+def test_recipes_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """convert --type and from_checkpoint take recipes; an adapter file has none."""
+    out = tmp_path / "out.gguf"
+    arguments = ["convert", str(DEMO), "-o", str(out), "--type", "best"]
+    monkeypatch.setattr("mobilellm_cpp.cli.convert._calibration_text", lambda: None)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert "6.5" in done.output and [p.name for p in tmp_path.iterdir()] == ["out.gguf"]
+    monkeypatch.setenv("MOBILELLM_CACHE", str(tmp_path / "cache"))
+    with MobileLLM.from_checkpoint(DEMO, "best", n_threads=1) as llm:
+        assert Path(llm.model_path).read_bytes() == out.read_bytes()

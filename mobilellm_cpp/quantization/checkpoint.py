@@ -1,0 +1,54 @@
+"""A checkpoint as a file of any type, recipes included: converted in its floats, then rounded."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..convert import Checkpoint, convert_checkpoint
+from ..convert.conversion import ConversionReport
+from ..convert.gguf_file import check_output
+from ..quant.budget import RECIPES
+from ..quant.weight_type import FileType
+from .run import Progress, best_plan, quantize_file
+from .source import Source
+
+
+def float_type(checkpoint: Checkpoint) -> str:
+    """The float type that holds all of a checkpoint's weights."""
+    kinds = {tensor.dtype for tensor in checkpoint.tensors().values()}
+    return "f32" if "F32" in kinds else "bf16" if "BF16" in kinds else "f16"
+
+
+def convert_to(
+    checkpoint: Checkpoint,
+    out: str | Path | None,
+    type: FileType,
+    *,
+    text: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ConversionReport:
+    """convert_checkpoint, which takes the same `options`, where `type` may be a recipe; then with
+    `text` sensitivities are measured and the rounding is calibrated on it, which needs torch."""
+    if type not in RECIPES:
+        options["type"] = type
+        return convert_checkpoint(checkpoint, out, progress=progress, **options)
+    path = Path(f"{checkpoint.name}-{type}.gguf" if out is None else out).expanduser()
+    check_output(path, checkpoint.files)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        whole = Path(folder) / path.name
+        options["type"] = float_type(checkpoint)
+        report = convert_checkpoint(checkpoint, whole, progress=progress, **options)
+        source = Source(whole)
+        plan = best_plan(source, type, RECIPES[type], text)
+        made = quantize_file(source, path, plan, text=text, progress=progress)
+    return dataclasses.replace(
+        report,
+        path=path,
+        type=type,
+        size_bytes=made.size,
+        bits_per_weight=made.bits_per_weight,
+    )
