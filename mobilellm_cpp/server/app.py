@@ -9,9 +9,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from ..engine.model import MobileLLM
-from . import chat, completions, embeddings
+from . import chat, completions, embeddings, responses
 from .errors import add_handlers
-from .fields import ChatRequest, CompletionRequest, EmbeddingRequest
+from .fields import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 from .gate import Gate
 from .service import Limits, Service
 
@@ -67,6 +67,10 @@ def create_app(
     @app.post("/v1/completions")
     async def text_completions(request: CompletionRequest) -> Response:
         return await completions.answer(service, request)
+
+    @app.post("/v1/responses")
+    async def respond(request: ResponsesRequest) -> Response:
+        return await responses.answer(service, request)
 
     @app.post("/v1/embeddings")
     async def embed(request: EmbeddingRequest) -> Response:

@@ -9,10 +9,7 @@ from .errors import ApiError
 from .fields import ChatRequest
 from .records import Records
 from .service import Service, new_id, now, usage
-from .tools import Offer, start
-
-# the number of a choice and a piece of its text, or a tool call; None: it has ended
-News = AsyncIterator[tuple[int, Any]]
+from .tools import News, Offer, decided, start
 
 
 async def answer(service: Service, request: ChatRequest) -> Answer:
@@ -111,7 +108,7 @@ class _Choices:
         rest = {"usage": None} if with_usage else {}
         begun: set[int] = set()
         if self._offer is not None:
-            news = self._decided(news)
+            news = decided(self._offer, news)
         async for number, piece in news:
             choice: dict[str, Any] = {"index": number, "delta": {}, "logprobs": None}
             choice["finish_reason"] = None
@@ -133,26 +130,6 @@ class _Choices:
         if with_usage:
             yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
-
-    async def _decided(self, news: News) -> News:
-        """Texts as they come once they are known to be none of a call; calls whole."""
-        assert self._offer is not None
-        held = [""] * len(self._streams)
-        texts: set[int] = set()
-        async for number, piece in news:
-            if number in texts:
-                yield number, piece
-                continue
-            if isinstance(piece, str):
-                held[number] += piece
-                if self._offer.is_call(held[number]) is not False:
-                    continue
-                texts.add(number)
-                yield number, held[number].lstrip(" ")
-                continue
-            if held[number]:
-                yield number, self._offer.called(held[number]) or held[number].lstrip(" ")
-            yield number, None
 
     def _usage(self) -> dict[str, int]:
         return usage(self._streams, len(self._streams))

@@ -178,3 +178,129 @@ class EmbeddingRequest(Fields):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
+
+
+class InputText(Fields):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class InputMessage(Fields):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[InputText]
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": content}
+
+
+class InputCall(Fields):
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+    parsed_arguments: Any = None
+
+    def plain(self) -> dict[str, Any]:
+        call = ToolCall(id=self.call_id, function=Call(name=self.name, arguments=self.arguments))
+        return {"role": "assistant", "content": "", "tool_calls": [call.plain()]}
+
+
+class InputResult(Fields):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[InputText]
+    id: str | None = None
+    status: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        output = self.output
+        if isinstance(output, list):
+            output = "".join(part.text for part in output)
+        return {"role": "tool", "tool_call_id": self.call_id, "content": output}
+
+
+class TextFormat(Fields):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class TextField(Fields):
+    format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+class ResponsesTool(Function):
+    type: Literal["function"]
+
+
+class ResponsesChosen(Fields):
+    type: Literal["function"]
+    name: str
+
+
+class ResponsesRequest(Fields):
+    model: Name
+    input: (
+        str
+        | Annotated[
+            list[InputMessage | InputCall | InputResult],
+            Field(min_length=1, max_length=MAX_TEXTS),
+        ]
+    )
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    text: TextField | None = None
+    tools: Annotated[list[ResponsesTool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponsesChosen | None = None
+    stream: bool | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    user: str | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    stream_options: StreamOptions | None = None
+    include: Annotated[list[str], Field(max_length=0)] | None = None
+
+    def messages(self) -> list[dict[str, Any]]:
+        told = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        if isinstance(self.input, str):
+            return [*told, {"role": "user", "content": self.input}]
+        return [*told, *(item.plain() for item in self.input)]
+
+    def response_format(self) -> dict[str, Any] | None:
+        """In the words of chat completions."""
+        form = self.text.format if self.text else None
+        if form is None or form.type == "text":
+            return None
+        return {"type": form.type, "json_schema": {"schema": form.schema_}}
+
+    def sampling(self) -> dict[str, Any]:
+        found = {
+            "max_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "response_format": self.response_format(),
+        }
+        return {name: value for name, value in found.items() if value is not None}

@@ -6,13 +6,15 @@ many chat templates have it) is a call, and any other is text."""
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from ..engine.model import MobileLLM, Stream
 from ..engine.structured import json_rule
 from .errors import ApiError
 
+# the number of a choice and a piece of its text, or a tool call; None: it has ended
+News = AsyncIterator[tuple[int, Any]]
 TAG = "<tool_call>"
 TOLD = """You may call one of these functions:
 {tools}
@@ -88,6 +90,24 @@ class Offer:
             return None  # text, or cut off
         function = {"name": name, "arguments": json.dumps(arguments)}
         return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+async def decided(offer: Offer, news: News) -> News:
+    """Texts as they come once they are known to be none of a call; calls whole."""
+    held: dict[int, str] = {}
+    texts: set[int] = set()
+    async for number, piece in news:
+        if number in texts:
+            yield number, piece
+        elif piece is not None:
+            held[number] = held.get(number, "") + piece
+            if offer.is_call(held[number]) is False:
+                texts.add(number)
+                yield number, held[number].lstrip(" ")
+        else:
+            if text := held.get(number):
+                yield number, offer.called(text) or text.lstrip(" ")
+            yield number, None
 
 
 def plain(messages: Sequence[Mapping[str, Any]], key: str = "arguments") -> list[dict[str, Any]]:
