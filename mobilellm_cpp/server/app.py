@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from ..engine.model import MobileLLM
-from . import chat, completions, embeddings, responses
+from . import chat, completions, embeddings, ollama, responses
 from .errors import add_handlers
 from .fields import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 from .gate import Gate
@@ -76,6 +76,7 @@ def create_app(
     async def embed(request: EmbeddingRequest) -> Response:
         return await embeddings.answer(service, request)
 
+    app.include_router(ollama.router(service))
     app.add_middleware(
         Gate,
         seen=service.metrics.request,

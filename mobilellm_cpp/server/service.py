@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ class Service:
         stat = Path(self.llm.model_path).stat()
         self.created = int(stat.st_mtime)
         self.bytes = stat.st_size
+        words = re.findall(r"\b(?:BF|F|I?Q|TQ)\d\w*", self.llm._model.desc())
+        self.kind = words[-1] if words else "unknown"  # Q4_0, F16, ...
         print_of = f"{self.name} {stat.st_size} {stat.st_mtime_ns} {__version__}"
         self.digest = hashlib.sha256(print_of.encode()).hexdigest()
         self.fingerprint = f"fp_{self.digest[:10]}"
