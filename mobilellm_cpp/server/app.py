@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
 
 from ..engine.model import MobileLLM
 from . import chat, completions, embeddings, ollama, responses
@@ -14,6 +16,16 @@ from .errors import add_handlers
 from .fields import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 from .gate import Gate
 from .service import Limits, Service
+
+PAGE = Path(__file__).parent / "page"
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def create_app(
@@ -76,6 +88,11 @@ def create_app(
     async def embed(request: EmbeddingRequest) -> Response:
         return await embeddings.answer(service, request)
 
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    app.mount("/static", StaticFiles(directory=PAGE))
     app.include_router(ollama.router(service))
     app.add_middleware(
         Gate,
