@@ -1,11 +1,16 @@
 """What the documents claim about files and commands."""
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
+import pytest
 from checkpoints import make_checkpoint
+from safetensors.numpy import save_file
 
 from mobilellm_cpp import convert_checkpoint
+from mobilellm_cpp.cache import DEMO
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,3 +32,29 @@ def test_no_document_names_a_missing_file():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for path in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
             assert (document.parent / path).exists(), f"{document.name} links to {path}"
+
+
+def test_the_examples_of_python_md_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_adapter(tmp_path / "my-adapter")
+    names = {}
+    page = (ROOT / "docs" / "python.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        try:
+            exec(compile(block, "docs/python.md", "exec"), names)
+        except Exception as error:
+            pytest.fail(f"{type(error).__name__}: {error} in\n{block}")
+    assert "Marta Bell" in names["result"]["choices"][0]["message"]["content"]
+    assert names["check"].ok
+
+
+def make_adapter(folder):
+    """A PEFT folder for the demo model, of rank 2, over one matrix."""
+    width = json.loads((DEMO / "config.json").read_text())["hidden_size"]
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    weights = {name.format("A"): np.ones((2, width), np.float32)}
+    weights[name.format("B")] = np.zeros((width, 2), np.float32)
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
