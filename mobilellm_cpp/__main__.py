@@ -1,5 +1,16 @@
-"""`python -m mobilellm_cpp` is `mobilellm`."""
+"""The `mobilellm` command; `python -m mobilellm_cpp` is the same."""
 
-from .cli import main
+import sys
 
-main()
+
+def main() -> None:
+    try:
+        from .cli import main as run
+
+        run()
+    except KeyboardInterrupt:  # while the program starts
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

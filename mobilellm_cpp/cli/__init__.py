@@ -5,17 +5,54 @@ sentence), 2 wrong usage. Heavy imports happen inside the commands, so that --he
 """
 
 import logging
+import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import MobileLLMError
-from . import bench, chat, compare, convert, generate, inspect, perplexity, quantize, serve, verify
+from . import (
+    bench,
+    chat,
+    compare,
+    convert,
+    embed,
+    generate,
+    inspect,
+    perplexity,
+    quantize,
+    serve,
+    verify,
+)
 from .common import complain
+
+INTERRUPTED = 130  # as shells have it for Ctrl-C
+
+
+class _Commands(TyperGroup):
+    """Ctrl-C and a reader of stdout that goes away end a command without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:  # what is left in the buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            if "--debug" in sys.argv:
+                traceback.print_exc()
+            raise typer.Exit(INTERRUPTED) from None
+
 
 app = typer.Typer(
     name="mobilellm",
+    cls=_Commands,
+    rich_markup_mode=None,  # what stands in brackets is no markup
     help="Convert MobileLLM checkpoints to GGUF and run them on this machine.",
     no_args_is_help=True,
     add_completion=False,
@@ -26,6 +63,7 @@ app.command()(convert.convert)
 app.command()(quantize.quantize)
 app.command()(chat.chat)
 app.command()(generate.generate)
+app.command()(embed.embed)
 app.command()(inspect.inspect)
 app.command()(bench.bench)
 app.command()(perplexity.perplexity)
@@ -54,6 +92,10 @@ def _options(
 
 def main() -> None:
     """The `mobilellm` command."""
+    for name in ("stdin", "stdout", "stderr"):  # one that the caller has closed
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     # undecodable bytes of the shell and characters that a terminal lacks are no reason to fail
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

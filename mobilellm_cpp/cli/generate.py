@@ -1,41 +1,190 @@
-"""mobilellm generate: continue a text."""
+"""mobilellm generate: continue a text, or answer it once; made for scripts."""
 
+import secrets
 import sys
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Context, Model, Seed, Temperature, Threads, Type
+from .common import Context, OptionalModel, Threads, Type, print_json
+from .sampling import read_text, takes_sampling
+
+if TYPE_CHECKING:
+    from ..engine.model import Answer, MobileLLM
 
 
+@takes_sampling
 def generate(
-    model: Model,
-    prompt: Annotated[
+    *,
+    model: OptionalModel = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The text.")] = None,
+    file: Annotated[
         str | None,
-        typer.Option("-p", "--prompt", help="The text to continue; without it, stdin."),
+        typer.Option(
+            "-f", "--file", help="The file with the text; - is stdin, as without -p and -f."
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "-s",
+            "--system",
+            help="Answer the text with these instructions, through the chat template.",
+        ),
     ] = None,
     n: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to make at most.")] = 128,
-    temperature: Temperature = 0.8,
-    seed: Seed = None,
+    answers: Annotated[
+        int, typer.Option("--n", min=1, max=1 << 20, help="So many texts, made together.")
+    ] = 1,
+    sampling: dict[str, Any],
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=1 << 20,
+            help="With --json: log probabilities, and so many of the likeliest tokens beside each.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, as OpenAI's API has it.")
+    ] = False,
     type: Type = None,
     ctx: Context = 0,
     threads: Threads = 0,
 ) -> None:
-    """Continue a text; the continuation goes to stdout."""
+    """Continue a text.
+
+    The text comes from -p, a file or stdin. The continuation alone goes to stdout: the same seed
+    makes the same one, whatever the number of threads.
+    """
+    if logprobs is not None and not as_json:
+        raise typer.BadParameter("log probabilities are printed with --json", param_hint="logprobs")
+    text = _prompt(prompt, file)
     from .common import load
 
-    if prompt is None:
-        if sys.stdin.isatty():
-            raise typer.BadParameter("give the text to continue with -p, or on stdin")
-        prompt = sys.stdin.read()
     llm = load(model, type, n_ctx=ctx, n_threads=threads)
+    asked: Any = text
+    if system is not None:
+        asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    sampling = {"max_tokens": n, "logprobs": logprobs, **sampling}
+    first = sampling.pop("seed", None)
+    first = secrets.randbits(31) if first is None else first
+    seeds = [(first + i) % (1 << 32) for i in range(answers)]
     start = time.perf_counter()
-    pieces = llm.stream(prompt, max_tokens=n, temperature=temperature, seed=seed)
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    if answers == 1 and not as_json:
+        total = _write(llm.stream(asked, seed=first, **sampling))
+    else:
+        made = llm.batch([asked] * answers, seeds=seeds, **sampling)
+        total = sum(answer.usage["total_tokens"] for answer in made)
+        if as_json:
+            print_json(_as_openai(llm, model, made, seeds, chat=system is not None))
+        else:
+            for answer in made:
+                print(answer)
     seconds = time.perf_counter() - start
-    total = pieces.usage["total_tokens"]
-    print(f"{total} tokens, prompt included, in {seconds:.2f} s", file=sys.stderr)
+    say = f"{total} tokens, prompt included, in {seconds:.2f} s; seed {first}"
+    print(say, file=sys.stderr)
+
+
+def _prompt(prompt: str | None, file: str | None) -> str:
+    """The text; the line end at the end of a file is the file's, not the text's."""
+    if prompt is not None and file is not None:
+        raise typer.BadParameter("give the text with -p or with -f, not with both")
+    if prompt is not None:
+        return prompt
+    if file in (None, "-"):
+        if sys.stdin.isatty():
+            if file is None:
+                raise typer.BadParameter("give the text to continue with -p, -f or on stdin")
+            print("(Ctrl-D ends the text)", file=sys.stderr)
+        text = sys.stdin.read()
+    else:
+        text = read_text(str(file))
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _write(stream: Any) -> int:
+    """Writes a text as it is made; how many tokens there were."""
+    try:
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    total: int = stream.usage["total_tokens"]
+    return total
+
+
+def _as_openai(
+    llm: "MobileLLM",
+    name: str | None,
+    made: "Sequence[Answer]",
+    seeds: Sequence[int],
+    chat: bool,
+) -> dict[str, Any]:
+    """The object of a completion, or of a chat completion, with the seed of each choice."""
+    usages = [answer.usage for answer in made]
+    prompt = usages[0]["prompt_tokens"]
+    completion = sum(usage["completion_tokens"] for usage in usages)
+    return {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{seeds[0]:08x}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": int(time.time()),
+        "model": Path(name).stem if name else "mobilellm-demo",
+        "choices": [
+            {
+                "index": index,
+                **(
+                    {"message": {"role": "assistant", "content": answer}}
+                    if chat
+                    else {"text": answer}
+                ),
+                "logprobs": _logprobs(llm, answer, chat),
+                "finish_reason": answer.finish_reason,
+                "seed": seed,
+            }
+            for index, (answer, seed) in enumerate(zip(made, seeds, strict=True))
+        ],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        },
+    }
+
+
+def _logprobs(llm: "MobileLLM", answer: "Answer", chat: bool) -> dict[str, Any] | None:
+    if answer.logprobs is None:
+        return None
+
+    def text_of(token: int) -> str:
+        return llm.detokenize([token], special=True).decode("utf-8", "replace")
+
+    if chat:
+        return {
+            "content": [
+                {
+                    "token": each.text.decode("utf-8", "replace"),
+                    "bytes": list(each.text),
+                    "logprob": each.logprob,
+                    "top_logprobs": [
+                        {"token": text_of(token), "bytes": None, "logprob": logprob}
+                        for token, logprob in each.best
+                    ],
+                }
+                for each in answer.logprobs
+            ]
+        }
+    tokens = [each.text.decode("utf-8", "replace") for each in answer.logprobs]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [each.logprob for each in answer.logprobs],
+        "top_logprobs": [
+            {text_of(token): logprob for token, logprob in each.best} for each in answer.logprobs
+        ],
+        "text_offset": [sum(map(len, tokens[:i])) for i in range(len(tokens))],
+    }

@@ -8,7 +8,7 @@ import asyncio
 import contextvars
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from .cancelling import Cancelled, cancelled_by
 from .sampling_types import Sampling
 
 if TYPE_CHECKING:
+    from .batches import Prompt
     from .model import Answer, Message, Stream, Usage
 
 T = TypeVar("T")
@@ -176,6 +177,8 @@ class _Calls(Protocol):
     @property
     def chat(self) -> "Callable[..., Answer]": ...
     @property
+    def batch(self) -> "Callable[..., list[Answer]]": ...
+    @property
     def embeddings(self) -> Callable[..., npt.NDArray[np.float32]]: ...
     @property
     def create_completion(self) -> Callable[..., Any]: ...
@@ -200,11 +203,15 @@ class AsyncCalls:
         """chat."""
         return await in_thread(lambda: self.chat(messages, **sampling))
 
+    async def abatch(self: _Calls, prompts: "Iterable[Prompt]", **arguments: Any) -> "list[Answer]":
+        """batch."""
+        return await in_thread(lambda: self.batch(prompts, **arguments))
+
     async def aembeddings(
-        self: _Calls, texts: Sequence[str], normalize: bool = True
+        self: _Calls, texts: Sequence[str], normalize: bool = True, truncate: bool = False
     ) -> npt.NDArray[np.float32]:
         """embeddings."""
-        return await in_thread(lambda: self.embeddings(texts, normalize))
+        return await in_thread(lambda: self.embeddings(texts, normalize, truncate))
 
     async def acreate_completion(
         self: _Calls, prompt: str | list[int], *, stream: bool = False, **arguments: Any

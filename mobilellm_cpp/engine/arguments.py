@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
+from .sampling_types import SETTINGS, Setting
 
 Check = Callable[[str, Any], Any]  # name and value to the value as plain Python
 
@@ -241,21 +242,21 @@ _CONSTRUCTOR: dict[str, Check] = {
     "verbose": _flag,
 }
 
+
+def _setting(setting: Setting) -> Check:
+    if setting.kind is float:
+        return _number(setting.least, setting.most)
+    return _whole(int(setting.least), int(setting.most))
+
+
+# llama_cpp.Llama's meanings of -1: all tokens (max_tokens, top_k), any seed
 _SAMPLING: dict[str, Check] = {
-    "max_tokens": _optional(_whole(-1, 2**31 - 1)),
-    "temperature": _number(0, 1e6),
-    "temp": _number(0, 1e6),
-    "top_k": _whole(-1, 2**31 - 1),
-    "top_p": _number(0, 1),
-    "min_p": _number(0, 1),
-    "typical_p": _number(0, 1),
+    **{name: _setting(setting) for name, setting in SETTINGS.items()},
+    "max_tokens": _optional(_whole(-1, int(SETTINGS["max_tokens"].most))),
+    "temp": _setting(SETTINGS["temperature"]),
+    "top_k": _whole(-1, int(SETTINGS["top_k"].most)),
     "tfs_z": _number(-1e6, 1e6),  # which llama.cpp has no more
-    "repeat_penalty": _number(1e-3, 1e3),
-    "frequency_penalty": _number(-1e3, 1e3),
-    "presence_penalty": _number(-1e3, 1e3),
     "mirostat_mode": _choice({0: "off", 1: "Mirostat", 2: "Mirostat 2"}, "Mirostat mode"),
-    "mirostat_tau": _number(0, 1e3),
-    "mirostat_eta": _number(0, 1e3),
     "penalize_nl": _flag,
     "seed": _optional(_whole(-1, MAX_SEED)),
     "logprobs": _optional(_whole(0, MAX_TOKENS)),

@@ -20,6 +20,7 @@ from ..quant.weight_type import FileType
 from .adapters import Adapters, Lora
 from .aio import AsyncCalls
 from .arguments import check_constructor, check_sampling, check_stop
+from .batches import BatchCalls
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .inherited import MEAN, InheritedCalls, _as_list, normalized, pooled
 from .library import Pieces, give_memory_back, guard, llama_cpp, tokenize
@@ -182,13 +183,22 @@ class Stream(Iterator[str]):
 
 
 class Answer(str):
-    """An answer; finish_reason and usage are those of Stream."""
+    """An answer; finish_reason, usage and logprobs are those of Stream."""
 
     finish_reason: str | None
     usage: Usage
+    logprobs: list[LogProb] | None
+
+    @classmethod
+    def of(cls, text: str, stream: Stream) -> "Answer":
+        """What a stream that has ended has given."""
+        answer = cls(text)
+        answer.finish_reason, answer.usage = stream.finish_reason, stream.usage
+        answer.logprobs = stream.logprobs
+        return answer
 
 
-class MobileLLM(InheritedCalls, AsyncCalls):
+class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
     """A loaded model. Any number of threads may call it at the same time: each gets what it would
     get alone, and answers that are made at the same time are computed together.
 
@@ -243,6 +253,7 @@ class MobileLLM(InheritedCalls, AsyncCalls):
         needed, self._slots = 0, max(1, min(SLOTS, arguments.get("n_batch", 512) - 1))
         with open_gguf(path) as file:
             self._context = arguments.pop("n_ctx") or min(context_length(file) or 512, 8192)
+            self._slots = max(1, min(self._slots, self._context - 1))
             arch = file.get("general.architecture")
             if file.get(f"{arch}.attention.sliding_window"):
                 self._slots = 1  # each more would need a window of its own in the sliding layers
@@ -423,6 +434,8 @@ class MobileLLM(InheritedCalls, AsyncCalls):
         repeat_penalty: 1; a larger one divides the logits of tokens seen lately
         frequency_penalty, presence_penalty: 0; taken from the logits of tokens seen lately, once
             for each time, and once
+        mirostat_mode, mirostat_tau, mirostat_eta: 0, 5, 0.1; Mirostat (1, 2) in the place of top_k,
+            top_p, min_p and typical_p
         seed: None, another text each time; the same seed gives the same text
         stop: a text or texts before which the answer ends
         logit_bias: none; numbers added to the logits of tokens, by their ids
@@ -527,12 +540,10 @@ class MobileLLM(InheritedCalls, AsyncCalls):
         yield decoder.decode(b"", final=True)
 
     def chat(self, messages: Sequence[Message], **sampling: Unpack[Sampling]) -> Answer:
-        """The answer to messages, whole: a str with finish_reason and usage. sampling: the
-        arguments of stream."""
+        """The answer to messages, whole: a str with finish_reason, usage and logprobs. sampling:
+        the arguments of stream."""
         stream = self.stream(messages, **sampling)
-        answer = Answer("".join(stream))
-        answer.finish_reason, answer.usage = stream.finish_reason, stream.usage
-        return answer
+        return Answer.of("".join(stream), stream)
 
     if not TYPE_CHECKING:  # who see LlamaBase's own, with its arguments
 
@@ -582,13 +593,18 @@ class MobileLLM(InheritedCalls, AsyncCalls):
         self._check_numbers(out)
         return out
 
-    def embeddings(self, texts: Sequence[str], normalize: bool = True) -> npt.NDArray[np.float32]:
+    def embeddings(
+        self, texts: Sequence[str], normalize: bool = True, truncate: bool = False
+    ) -> npt.NDArray[np.float32]:
         """float32 [len(texts), n_embd]: the mean over a text's tokens of the last hidden state
         (after the final norm), or what pooling_type says, scaled to length 1 unless normalize is
-        False."""
+        False. truncate leaves out what of a text the context does not hold, which raises ModelError
+        otherwise."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ModelError("embeddings takes a list of texts, not one text")
         tokens = [self.tokenize(_bytes(text)) for text in texts]
+        if truncate:
+            tokens = [some[: self._context] for some in tokens]
         out = [row for row in self._embedding_steps(tokens, normalize) if row is not None]
         return np.array(out, np.float32).reshape(len(texts), self.n_embd())
 
@@ -597,8 +613,12 @@ class MobileLLM(InheritedCalls, AsyncCalls):
     ) -> Iterator[npt.NDArray[np.float32] | None]:
         """The embeddings of texts of tokens, a step of the engine at a time; None after one that
         ends no text."""
-        for tokens in texts:
-            self._check_length(tokens)
+        for number, tokens in enumerate(texts):
+            if not 0 < len(tokens) <= self._context:
+                raise ModelError(
+                    f"text {number} has {len(tokens)} tokens, and the context holds 1 to "
+                    f"{self._context}"
+                )
         for rows in self._sequences.states(texts, self.n_embd()):
             if rows is not None:
                 self._check_numbers(rows)

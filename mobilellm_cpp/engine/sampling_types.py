@@ -1,9 +1,48 @@
 """How a token is chosen: the keyword arguments that `stream`, `chat` and `Conversation` share."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import TypedDict
+
+
+class Setting(NamedTuple):
+    """A number that sampling takes: what it is when left out (None: nothing), from where to where
+    it goes, and what it means."""
+
+    kind: type[int] | type[float]
+    default: float | None
+    least: float
+    most: float
+    meaning: str
+
+
+# Checks of arguments and options of the command line are made from these.
+SETTINGS = {
+    "max_tokens": Setting(int, None, 0, 2**31 - 1, "tokens at most"),
+    "temperature": Setting(float, 0.8, 0, 1e6, "0 always takes the likeliest token"),
+    "top_k": Setting(int, 40, 0, 2**31 - 1, "only the k likeliest tokens; 0: all"),
+    "top_p": Setting(
+        float, 0.95, 0, 1, "only the likeliest tokens that are so probable together; 1: all"
+    ),
+    "min_p": Setting(
+        float, 0.05, 0, 1, "only tokens so probable, relative to the likeliest; 0: all"
+    ),
+    "typical_p": Setting(float, 1.0, 0, 1, "locally typical sampling; 1: off"),
+    "repeat_penalty": Setting(
+        float, 1.0, 1e-3, 1e3, "divides the logits of tokens seen lately; 1: off"
+    ),
+    "frequency_penalty": Setting(
+        float, 0.0, -1e3, 1e3, "taken from the logit each time a token was seen lately; 0: off"
+    ),
+    "presence_penalty": Setting(
+        float, 0.0, -1e3, 1e3, "taken once from the logits of tokens seen lately; 0: off"
+    ),
+    "mirostat_mode": Setting(int, 0, 0, 2, "1, 2: Mirostat in place of top_k to min_p; 0: off"),
+    "mirostat_tau": Setting(float, 5.0, 0, 1e3, "the surprise that Mirostat aims at, in bits"),
+    "mirostat_eta": Setting(float, 0.1, 0, 1e3, "how fast Mirostat learns"),
+    "seed": Setting(int, None, 0, 2**32 - 1, "the same seed gives the same text"),
+}
 
 
 class Choice(TypedDict, total=False):
@@ -17,6 +56,9 @@ class Choice(TypedDict, total=False):
     repeat_penalty: float  # divides the logits of tokens seen lately; 1: off
     frequency_penalty: float  # taken from the logit each time that a token was seen lately; 0: off
     presence_penalty: float  # taken once from the logit of tokens seen lately; 0: off
+    mirostat_mode: int  # 1, 2: Mirostat in the place of top_k, top_p, min_p, typical_p; 0: off
+    mirostat_tau: float  # the surprise that Mirostat aims at, in bits
+    mirostat_eta: float  # how fast Mirostat learns
     seed: int | None  # None: another text each time
     stop: str | Sequence[str]  # the text ends before the first of these
     logit_bias: Mapping[int, float] | None  # added to the logits of tokens, by their ids

@@ -382,6 +382,7 @@ class Sequences:
 
     def step(self, state: State) -> None:
         """One step, of the sequence or of those that it would keep waiting."""
+        check_cancelled()
         self._check_causal(state)
         state.thread = threading.get_ident()
         with self.lock:

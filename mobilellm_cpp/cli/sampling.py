@@ -1,0 +1,115 @@
+"""The options of sampling: made from the engine's table, handed to a command as arguments of
+stream."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..engine.sampling_types import SETTINGS
+from ..errors import ModelError
+
+FORMS = {
+    "json_schema": "A JSON schema that the answer fits: a file, or its text.",
+    "regex": "What all of the answer matches, in the syntax of Rust's regex crate.",
+    "grammar": "A GBNF grammar of the answer: a file, or its text.",
+    "lark": "A Lark grammar of the answer: a file, or its text.",
+}
+
+
+def takes_sampling(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of sampling in the place of its argument `sampling`, which gets
+    those that were given."""
+    options = _options()
+
+    def run(**given: Any) -> None:
+        sampling = {name: given.pop(name) for name in options}
+        command(sampling=_arguments(sampling), **given)
+
+    parameters: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        parameters.update(options if name == "sampling" else {name: parameter})
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {name: each.annotation for name, each in parameters.items()}
+    run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    return run
+
+
+def _options() -> dict[str, inspect.Parameter]:
+    options: dict[str, tuple[Any, Any, Any]] = {}  # name to type, default, option
+    for name, setting in SETTINGS.items():
+        if name != "max_tokens":
+            default, kind = setting.default, setting.kind
+            options[name] = (
+                kind if default is not None else kind | None,
+                default,
+                typer.Option(
+                    min=kind(setting.least),
+                    max=kind(setting.most),
+                    metavar="NUMBER",
+                    help=setting.meaning[0].upper() + setting.meaning[1:] + ".",
+                ),
+            )
+    options["stop"] = (
+        list[str] | None,
+        None,
+        typer.Option(metavar="TEXT", help="End before this text; repeatable."),
+    )
+    options["logit_bias"] = (
+        list[str] | None,
+        None,
+        typer.Option(
+            metavar="TOKEN=NUMBER", help="Added to the logit of a token, by its id; repeatable."
+        ),
+    )
+    for name, meaning in FORMS.items():
+        metavar = "REGEX" if name == "regex" else "FILE|TEXT"
+        options[name] = (str | None, None, typer.Option(metavar=metavar, help=meaning))
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return {
+        name: inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option])
+        for name, (kind, default, option) in options.items()
+    }
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of stream. Raises BadParameter, or ModelError for a file that cannot be read."""
+    sampling = {name: value for name, value in given.items() if value not in (None, [])}
+    if len(forms := [name for name in FORMS if name in sampling]) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in forms)
+        raise typer.BadParameter(f"an answer has one form, and {names} were given")
+    for name in ("json_schema", "grammar", "lark"):
+        if name in sampling:
+            sampling[name] = _text(sampling[name])
+    if "logit_bias" in sampling:
+        sampling["logit_bias"] = dict(map(_bias, sampling["logit_bias"]))
+    return sampling
+
+
+def _text(given: str) -> str:
+    """What a file holds, or the text itself where it cannot be a file's name."""
+    if given.lstrip()[:1] in ("{", "") or any(sign in given for sign in "\n:="):
+        return given
+    if given.strip() in ("true", "false"):  # are JSON schemas
+        return given
+    return read_text(given)
+
+
+def read_text(name: str) -> str:
+    """A file of UTF-8 text. Raises ModelError."""
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise ModelError(f"{name}: {error.strerror}") from error
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, number = text.partition("=")
+    try:
+        return int(token), float(number)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not of the form TOKEN=NUMBER", param_hint="--logit-bias"
+        ) from None
