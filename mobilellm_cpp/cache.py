@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import logging
 import os
 import re
@@ -58,12 +59,14 @@ def converted(
 
     try:
         checkpoint = open_checkpoint(source, revision)
-        key = _key(f"{_code()} {_content(checkpoint)}")
+        key = _key(f"{converter_key()} {_content(checkpoint)}")
     except OSError as error:
         raise CheckpointError(f"{error.filename or source}: {error.strerror or error}.") from error
+    origin = str(Path(source).resolve()) if Path(source).exists() else f"{source}"
+    origin += f"@{revision}" if revision else ""
     name = f"{checkpoint.name[:48]}-{type}-{key}.gguf"  # with what else it holds at most 255 bytes
     try:
-        return _kept(cache_folder() / name, checkpoint, type, progress)
+        return _kept(cache_folder() / name, checkpoint, origin, type, progress)
     except OutputError as error:
         reason = str(error).rstrip(".")
     advice = "set MOBILELLM_CACHE to a folder that can be written"
@@ -71,17 +74,18 @@ def converted(
         path = _temporary_folder() / name
         if not _is_whole(path):
             log.warning("%s, so it will be converted anew each time: %s", reason, advice)
-        return _kept(path, checkpoint, type, progress)
+        return _kept(path, checkpoint, origin, type, progress)
     except OutputError as error:
         raise CheckpointError(f"{reason}, and {str(error).rstrip('.')}: {advice}.") from error
 
 
 def _kept(
-    path: Path, checkpoint: "Checkpoint", type: "FileType", progress: Progress | None
+    path: Path, checkpoint: "Checkpoint", source: str, type: "FileType", progress: Progress | None
 ) -> Path:
     """The file, converted if it is not there as a conversion left it. Raises OutputError where it
     cannot be written."""
     from .convert.gguf_file import OutputError
+    from .kept import forget_older
 
     if not _is_whole(path):
         try:
@@ -90,7 +94,10 @@ def _kept(
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
         _convert(checkpoint, path, type, progress)
         with contextlib.suppress(OSError):  # somebody empties the cache
-            _remember(path, _digest(path))
+            _remember(path, _digest(path), {"source": source, "code": converter_key()})
+            forget_older(source, type)
+    with contextlib.suppress(OSError):
+        os.utime(record_of(path))  # when it was last used
     return path
 
 
@@ -113,7 +120,7 @@ def _is_whole(path: Path) -> bool:
     """Whether a file is what the conversion wrote. Its size and time say so; where the time is
     another one, as in a cache that was copied, its content does."""
     try:
-        size, time, digest = _record(path).read_text().split()
+        size, time, digest = record_of(path).read_text().split("\n")[0].split()
         state = path.stat()
         if state.st_size != int(size) or not os.access(path, os.R_OK):
             return False
@@ -123,17 +130,30 @@ def _is_whole(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     if whole:
-        _remember(path, digest)
+        _remember(path, digest, about(path))
     return whole
 
 
-def _remember(path: Path, digest: str) -> None:
+def _remember(path: Path, digest: str, about: dict[str, str]) -> None:
     state = path.stat()
-    _write(_record(path), f"{state.st_size} {state.st_mtime_ns} {digest}\n")
+    line = f"{state.st_size} {state.st_mtime_ns} {digest}"
+    _write(record_of(path), f"{line}\n{json.dumps(about)}\n")
 
 
-def _record(path: Path) -> Path:
+def record_of(path: Path) -> Path:
+    """What stands beside a file of the cache: its size, time and hash, and what about() gives. Its
+    own time is that of the file's last use."""
     return path.with_suffix(".whole")
+
+
+def about(path: Path) -> dict[str, str]:
+    """The source of a file of the cache, and the key of the code that converted it; empty where
+    nobody has written it down."""
+    try:
+        found = json.loads(record_of(path).read_text().split("\n")[1])
+    except (OSError, ValueError, IndexError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _digest(path: Path) -> str:
@@ -161,7 +181,7 @@ def _content(checkpoint: "Checkpoint") -> str:
 
 
 @functools.cache
-def _code() -> str:
+def converter_key() -> str:
     """A key of the code that makes the bytes of a file, with that of ggml, which rounds."""
     from . import convert, quant, quantization
     from .quant.rounding import ggml_path

@@ -88,7 +88,11 @@ def test_any_edit_of_the_converter_makes_another_key(tmp_path):
     shutil.copytree(Path(mobilellm_cpp.__file__).parent, copy, ignore=ignored)
 
     def key():
-        command = [sys.executable, "-c", "from mobilellm_cpp.cache import _code; print(_code())"]
+        command = [
+            sys.executable,
+            "-c",
+            "from mobilellm_cpp.cache import converter_key; print(converter_key())",
+        ]
         env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.check_output(command, env=env, cwd=tmp_path)
 
@@ -104,11 +108,11 @@ def test_any_edit_of_the_converter_makes_another_key(tmp_path):
 
 
 def test_another_ggml_makes_another_key(tmp_path, monkeypatch):
-    before = cache._code.__wrapped__()
+    before = cache.converter_key.__wrapped__()
     other = tmp_path / rounding.ggml_path().name
     other.write_bytes(rounding.ggml_path().read_bytes() + b"\0")
     monkeypatch.setattr(rounding, "ggml_path", lambda: other)
-    assert cache._code.__wrapped__() != before
+    assert cache.converter_key.__wrapped__() != before
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])

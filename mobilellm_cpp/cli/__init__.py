@@ -22,6 +22,7 @@ from . import (
     embed,
     generate,
     inspect,
+    models,
     perplexity,
     quantize,
     serve,
@@ -64,6 +65,8 @@ app.command()(quantize.quantize)
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.command()(embed.embed)
+app.add_typer(models.models, name="models")
+app.command()(models.pull)
 app.command()(inspect.inspect)
 app.command()(bench.bench)
 app.command()(perplexity.perplexity)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,13 +37,23 @@ def inspect(
         else:
             _print_difference(difference)
         return
-    from ..inspection.description import AdapterDescription, describe
+    from ..inspection.description import describe
 
     about = describe(path)
     if as_json:
         print_json(dataclasses.asdict(about))
-        return
+    else:
+        print_description(about)
+
+
+def print_description(
+    about: "Description | AdapterDescription", more: Mapping[str, str] | None = None
+) -> None:
+    """Prints a row for each thing to say, after those in more."""
+    from ..inspection.description import AdapterDescription
+
     rows = _adapter(about) if isinstance(about, AdapterDescription) else _model(about)
+    rows = {**(more or {}), **rows}
     width = max(map(len, rows))
     for name, text in rows.items():
         for i, line in enumerate(text.splitlines()):
