@@ -29,7 +29,8 @@ from .states import put_state
 
 FEW = 12  # tokens of one sequence in a step that the fused step computes one by one
 FEW_IN_ALL = 64  # of all sequences
-QUICK = 128  # tokens of a prompt in a step while other sequences wait
+QUICK, LONG = 0.06, 0.15  # seconds that a step of a prompt takes, while others wait and alone
+LEAST = 32  # tokens of such a step
 TURN = 32  # steps that a sequence may make before it loses its place to another one that waits
 PATIENCE = 0.05  # seconds after which the caller who has waited longest gets a place in any case
 IDLE = 0.002  # seconds after its last step in which a sequence keeps its place
@@ -256,6 +257,7 @@ class Sequences:
         self._was_many = False
         self._last_members: list[State] = []  # of the last step, and how long it took
         self._last_seconds = 0.0
+        self._rate = 2000.0  # tokens/s of the last step of many
         self._changes = 0
         self._step = Step(n_ubatch)
         self._closed = False
@@ -464,6 +466,8 @@ class Sequences:
             if result == 0:
                 self._was_many = many
                 self._last_seconds = time.monotonic() - start
+                if many:
+                    self._rate = sum(n for _, n, _ in members) / max(self._last_seconds, 1e-9)
                 self._deliver(members)
                 self._last_members = [state for state, _, _ in members]
                 return True
@@ -493,8 +497,12 @@ class Sequences:
         """Fills the step; who takes part in it, with how many tokens, and where logits go."""
         step = self._step
         step.clear(states=first.rows is not None and first.rows.states)
-        room = self.n_ubatch if not many or not self._busy(first) else QUICK
-        room = min(self.n_ubatch, room if many or not self.fused else FEW_IN_ALL)
+        room = self.n_ubatch
+        if self.fused and many:
+            room = int(self._rate * (QUICK if self._busy(first) else LONG))
+            room = min(self.n_ubatch, max(LEAST, room))
+        elif self.fused:
+            room = min(self.n_ubatch, FEW_IN_ALL)
         members = []
         for state in [first, *along]:
             n = self._piece(state, many, room)
