@@ -57,6 +57,13 @@ def quantize(
     sequences: Annotated[
         int, typer.Option(min=1, help="Sequences of 512 tokens that are calibrated on.")
     ] = 24,
+    tune: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Steps that tune scales and norms to the float model's predictions.",
+        ),
+    ] = 0,
     imatrix: Annotated[
         Path | None,
         typer.Option(
@@ -117,10 +124,14 @@ def quantize(
                 text=text if calibrated else None,
                 imatrix=None if imatrix is None else read_imatrix(imatrix, opened),
                 sequences=sequences,
+                tune=tune if calibrated else 0,
                 progress=progress,
             )
         line = f"{made.path}: {made.size / 1e6:.1f} MB, {made.bits_per_weight:.2f} bits a weight"
         print(line, file=sys.stderr if as_json else sys.stdout)
+        if made.divergence is not None:
+            before, after = made.divergence
+            print(f"tuning: {before:.4f} to {after:.4f} nats on text kept apart", file=sys.stderr)
         if report:
             _compare(path, made.path, text, as_json)
 

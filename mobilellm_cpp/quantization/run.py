@@ -54,12 +54,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was written."""
+    """What was written. divergence: on sequences kept apart, in nats, before and after tuning."""
 
     path: Path
     size: int
     bits_per_weight: float
     calibrated: bool
+    divergence: tuple[float, float] | None = None
 
 
 def make_plan(source: Source, type: str, *, fallback: bool = True, imatrix: bool = False) -> Plan:
@@ -162,10 +163,12 @@ def quantize_file(
     text: str | None = None,
     imatrix: Mapping[str, Array] | None = None,
     sequences: int = SEQUENCES,
+    tune: int = 0,
     progress: Progress | None = None,
 ) -> Quantized:
-    """Writes `out`. With `text` the rounding is calibrated on it, which needs torch; with `imatrix`
-    it is ggml's under these weights of columns; else ggml's own.
+    """Writes `out`. With `text` the rounding is calibrated on it, which needs torch, and scales and
+    norms are tuned in `tune` steps; with `imatrix` it is ggml's under these weights of columns;
+    else ggml's own.
 
     Raises ModelError for what cannot be calibrated and OutputError where `out` cannot be written.
     """
@@ -192,13 +195,17 @@ def quantize_file(
                 progress(done, total, name)
             if text is None:
                 kept.memory[name] = data
+        vectors: dict[str, Bytes] = {}
+        divergence = None
+        if text is not None and tune > 0:
+            vectors, divergence = _tuned(source, plan, text, sequences, tune, kept, progress)
         with file:
             for name in source.tensors:
-                rounded = kept.get(name) if name in matrices else _vector(source, name)
-                assert rounded is not None
+                rounded = kept.get(name) if name in matrices else vectors.get(name)
+                rounded = _vector(source, name) if rounded is None else rounded
                 file.write(name, 0, np.ascontiguousarray(rounded).data)
         kept.forget()
-    return Quantized(path, file.size, plan.bits_per_weight, text is not None)
+    return Quantized(path, file.size, plan.bits_per_weight, text is not None, divergence)
 
 
 def _plain(
@@ -233,6 +240,28 @@ def _calibrated(
     network = Network(source)
     tokens = torch.tensor(text_tokens(source, text, sequences))
     yield from Calibration(network, plan.kinds, tokens, kept.get).run()
+
+
+def _tuned(
+    source: Source,
+    plan: Plan,
+    text: str,
+    sequences: int,
+    steps: int,
+    kept: Kept,
+    progress: Progress | None,
+) -> tuple[dict[str, Bytes], tuple[float, float]]:
+    """Puts tuned matrices in the place of those kept; the norms, and what it gave."""
+    import torch
+
+    from .network import Network
+    from .tuning import tuned
+
+    tokens = torch.tensor(text_tokens(source, text, sequences))
+    rounded = {name: data for name in plan.kinds if (data := kept.get(name)) is not None}
+    found, norms, gain = tuned(Network(source), plan.kinds, rounded, tokens, steps, progress)
+    kept.memory.update(found)
+    return {name: norm.numpy().view(np.uint8) for name, norm in norms.items()}, gain
 
 
 def text_tokens(source: Source, text: str, sequences: int) -> list[list[int]]:
