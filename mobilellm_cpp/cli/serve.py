@@ -63,9 +63,9 @@ def serve(
     llm = load(model, type, n_ctx=ctx, n_threads=threads)
     app = create_app(
         llm,
-        name or (Path(model).stem if model else "mobilellm-demo"),
+        name or (Path(model).name.removesuffix(".gguf") if model else "mobilellm-demo"),
         key=key or None,
-        hosts=None if public else LOOPBACK,
+        hosts=None if key else (*LOOPBACK, host),  # with a key no page elsewhere gets anywhere
         origins=cors or (),
         limits=Limits(max_waiting=queue, seconds=seconds),
     )

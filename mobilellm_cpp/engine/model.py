@@ -132,6 +132,7 @@ class Stream(Iterator[str]):
         self.logprobs: list[LogProb] | None = None
         self._n_prompt = n_prompt
         self._n_made = 0
+        self._n_found = 0
         self._pieces: Any = iter(())
         self._sequence: TokenSequence | None = None
         self._sampler: Any = None
@@ -162,6 +163,12 @@ class Stream(Iterator[str]):
     def reads(self) -> bool:
         """Whether the prompt is still to be computed, which takes longer steps than an answer."""
         return self._sequence is not None and self._sequence.reads
+
+    @property
+    def n_found(self) -> int:
+        """Tokens of the prompt that an earlier one began with, so that they were not computed
+        again."""
+        return self._n_found
 
     @property
     def n_tokens(self) -> int:
@@ -519,6 +526,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         reason = "length"
         while stream._n_made < budget:
             chosen, logits = sequence.next(sampler)
+            stream._n_found = sequence.state.found
             kept = None if stream.logprobs is None or logits is None else logits.copy()
             token = sampler.pick(sequence.tokens, chosen, logits)
             if self._is_end(token):

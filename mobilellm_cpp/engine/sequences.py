@@ -73,6 +73,7 @@ class State:
         self.slot: Any = None  # its number in the cache
         self.parked: Any = None  # K and V of done tokens, copied out of the cache
         self.changes = 0  # of the model, before `done` was computed
+        self.found = 0  # leading tokens that another sequence had computed
         self.trim = False  # the cache holds more than `done`
         self.live = True
         self.wanted: Wanted | None = None
@@ -617,7 +618,7 @@ class Sequences:
             llama_cpp.llama_memory_seq_cp(self._memory, best.slot, slot, 0, shared)
         else:
             return False
-        state.done = shared
+        state.done = state.found = shared
         self._give_slot(state, slot)
         return True
 

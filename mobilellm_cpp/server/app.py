@@ -88,7 +88,7 @@ def create_app(
     async def embed(request: EmbeddingRequest) -> Response:
         return await embeddings.answer(service, request)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)  # ollama asks with HEAD
     async def page() -> Response:
         return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 

@@ -131,7 +131,7 @@ class _Choices:
             yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         return usage(self._streams, len(self._streams))
 
     def _logprobs(self, number: int, piece: str | None) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 from ..engine.model import Stream
 from .answers import DONE, Answer, Parts, Whole, event, event_error
 from .errors import ApiError
-from .fields import CompletionRequest
+from .fields import MAX_TEXTS, CompletionRequest
 from .records import Records
 from .service import Service, as_prompts, new_id, now, usage
 
@@ -20,6 +20,9 @@ async def answer(service: Service, request: CompletionRequest) -> Answer:
         raise ApiError(400, "suffix is not supported", param="suffix")
     if request.echo and request.logprobs is not None:
         raise ApiError(400, "echo does not go with logprobs here", param="echo")
+
+    if len(as_prompts(request.prompt)) * n > MAX_TEXTS:
+        raise ApiError(400, f"a request makes {MAX_TEXTS} texts at most", param="n")
 
     def make() -> list[Stream]:
         return [

@@ -36,6 +36,7 @@ def listen(app: Any, bound: socket.socket, seconds: float) -> None:
     config = uvicorn.Config(
         app,
         lifespan="on",
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -44,4 +45,5 @@ def listen(app: Any, bound: socket.socket, seconds: float) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"listening on http://{shown}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
-    uvicorn.Server(config).run(sockets=[bound])
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has ended
+        uvicorn.Server(config).run(sockets=[bound])

@@ -96,7 +96,7 @@ class _Response:
             "output": output,
             "usage": {
                 "input_tokens": used["prompt_tokens"],
-                "input_tokens_details": {"cached_tokens": 0},
+                "input_tokens_details": {"cached_tokens": self._stream.n_found},
                 "output_tokens": used["completion_tokens"],
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": used["total_tokens"],

@@ -104,8 +104,13 @@ def as_prompts(given: Any) -> list[Any]:
     return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
-def usage(streams: Sequence[Stream], n: int = 1) -> dict[str, int]:
+def usage(streams: Sequence[Stream], n: int = 1) -> dict[str, Any]:
     """Tokens of prompts, of which n streams each were made, and of what was made."""
     prompt = sum(stream.usage["prompt_tokens"] for stream in streams[::n])
     made = sum(stream.usage["completion_tokens"] for stream in streams)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": made,
+        "total_tokens": prompt + made,
+        "prompt_tokens_details": {"cached_tokens": sum(each.n_found for each in streams[::n])},
+    }

@@ -3,14 +3,36 @@
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 from checkpoints import make_checkpoint
+from serving import running
 from sessions import SHAPE
 
 from mobilellm_cpp import MobileLLM, convert_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 import load
+
+
+def test_beginnings_are_computed_once(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "plain", **SHAPE)
+    convert_checkpoint(checkpoint, tmp_path / "model.gguf", type="q8_0")
+    with MobileLLM(tmp_path / "model.gguf", n_ctx=512, n_threads=1) as llm, running(llm) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        asked = []
+        for word in ("who", "what", "when"):
+            text = " ".join(load.WORDS * 6 + [word] * 20)
+            made = client.completions.create(model="demo", prompt=text, temperature=0, max_tokens=3)
+            assert made.choices[0].text == "".join(llm.stream(text, temperature=0, max_tokens=3))
+            asked.append(made.usage)
+        common = len(llm.tokenize(" ".join(load.WORDS * 6).encode()))
+        cached = [usage.prompt_tokens_details.cached_tokens for usage in asked]
+        assert cached[0] == 0 and all(common - 2 <= each <= common + 2 for each in cached[1:])
+        many = client.completions.create(
+            model="demo", prompt=" ".join(load.WORDS * 3), max_tokens=3, n=4, seed=1
+        )
+        assert len(many.choices) == 4
 
 
 @pytest.mark.parametrize("type", ["q8_0", "f32"])
