@@ -82,6 +82,7 @@ class State:
         self.logits: npt.NDArray[np.float32] | None = None
         self.waits = False  # a caller does
         self.thread = 0  # of the last caller
+        self.watch: Callable[[int], None] | None = None  # told before each step what is done
         self.turn = 0  # steps since it has its place
         self.last = 0.0  # when it made the last one
         self.since = 0.0  # when its caller began to wait
@@ -372,6 +373,8 @@ class Sequences:
         try:
             while state.pending():
                 check_cancelled()
+                if state.watch is not None:
+                    state.watch(state.done)
                 self._let_others_come(state)
                 with self.lock:
                     self.check_open()

@@ -9,7 +9,6 @@ import sysconfig
 from pathlib import Path
 from typing import get_args
 
-import pexpect
 import pytest
 from adapters import peft_model
 from checkpoints import make_checkpoint, random_tensor, tensor_shapes
@@ -27,9 +26,13 @@ MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a checkpoint `tiny` of 2 blocks, and a cache of its own."""
+    """A folder with checkpoints of 2 blocks, `tiny` and, with a chat template, `chatty`, and a
+    cache of its own."""
     folder = tmp_path_factory.mktemp("cli")
     make_checkpoint(folder / "tiny", sharing=True)
+    settings = make_checkpoint(folder / "chatty", sharing=True) / "tokenizer_config.json"
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": template}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOBILELLM_CACHE", str(folder / "cache"))
         yield folder
@@ -221,39 +224,63 @@ def test_generate_refuses(place):
 
 def answers(place, questions, *, ctx=0, system=None, n=512):
     """What a Conversation in Python answers, greedily, as `chat` prints it."""
-    llm = MobileLLM.from_checkpoint(place / "tiny", n_ctx=ctx, n_threads=1)
+    llm = MobileLLM.from_checkpoint(place / "chatty", n_ctx=ctx, n_threads=1)
     talk = Conversation(llm, system, n, temperature=0.0)
     return "".join("".join(talk.answer(question)) + "\n" for question in questions)
 
 
-def test_chat_through_a_pipe(place):
+def chat(place, *arguments, stdin=None):
+    options = (*Q4_0, "-t", "1", "--temperature", "0")
+    return run(place, "chat", *arguments, *options, stdin=stdin)
+
+
+def test_a_text_on_a_pipe_is_one_question(place):
+    text = "hello\n\n/exit is\nno command here\n"
+    done = chat(place, "chatty", "-n", "6", stdin=text)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == answers(place, [text.strip()], n=6) and done.stdout.strip()
+    assert "the limit of 6 tokens is reached" in done.stderr
+
+
+def test_a_question_as_an_argument(place):
+    done = chat(place, "chatty", "how are you", "-n", "6")
+    assert done.returncode == 0 and done.stdout == answers(place, ["how are you"], n=6)
+    both = chat(place, "chatty", "what is this?", "-n", "6", stdin="a letter\n")
+    assert both.stdout == answers(place, ["a letter\n\nwhat is this?"], n=6)
+    assert chat(place, "chatty", stdin="").returncode == 2  # nothing to answer
+
+
+def test_lines_on_a_pipe(place):
     lines = "hello\n\nhow are you\n/exit\nunheard\n"
-    options = ("-t", "1", "-n", "6", "--temperature", "0")
-    done = run(place, "chat", "tiny", *Q4_0, *options, stdin=lines)
-    assert done.returncode == 0 and done.stderr == ""
+    done = chat(place, "chatty", "--lines", "-n", "6", stdin=lines)
+    assert done.returncode == 0, done.stderr
     assert done.stdout == answers(place, ["hello", "how are you"], n=6)
-    assert done.stdout.strip()
 
 
-def test_chat_commands_through_a_pipe(place):
-    done = run(place, "chat", "tiny", "-n", "4", stdin="/help\n/nonsense\n/reset\n")
-    assert done.returncode == 0 and done.stdout == ""
+def test_commands_on_a_pipe(place):
+    done = chat(place, "chatty", "--lines", "-n", "4", stdin="/help\n/nonsense\n/clear\n")
+    assert done.returncode == 1 and done.stdout == ""
     assert "/exit" in done.stderr and "/nonsense is no command" in done.stderr
 
 
 def test_chat_goes_on_when_the_context_is_full(place):
     questions = [f"tell me about number {i}" for i in range(12)]
-    options = (*Q4_0, "-t1", "--ctx", "96", "-n", "16", "-s", "be brief", "--temperature", "0")
-    done = run(place, "chat", "tiny", *options, stdin="\n".join(questions))
-    assert done.returncode == 0 and done.stderr == ""
+    options = ("--lines", "--ctx", "96", "-n", "16", "-s", "be brief")
+    done = chat(place, "chatty", *options, stdin="\n".join(questions))
+    assert done.returncode == 0 and "the context was full: 1 question and " in done.stderr
     assert done.stdout == answers(place, questions, ctx=96, system="be brief", n=16)
 
 
 def test_chat_says_when_a_message_does_not_fit_and_goes_on(place):
-    options = (*Q4_0, "--ctx", "96", "-n", "4")
-    done = run(place, "chat", "tiny", *options, stdin="word " * 300 + "\nhi\n")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "the context holds 96" in done.stderr and done.stdout.strip()
+    options = ("--lines", "--ctx", "96", "-n", "4")
+    done = chat(place, "chatty", *options, stdin="word " * 300 + "\nhi\n")
+    assert done.returncode == 1 and "the context holds 96" in done.stderr and done.stdout.strip()
+
+
+def test_a_base_model_completes(place):
+    done = chat(place, "tiny", "once upon", "-n", "6")
+    llm = MobileLLM.from_checkpoint(place / "tiny", n_threads=1)
+    assert done.stdout == "".join(llm.stream("once upon", max_tokens=6, temperature=0)) + "\n"
 
 
 def test_bytes_that_are_no_text(place):
@@ -270,39 +297,3 @@ def test_a_terminal_without_unicode(place):
     command = [MOBILELLM, "inspect", "tiny"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=env)
     assert done.returncode == 0 and "chat template" in done.stdout
-
-
-def terminal(place, *arguments):
-    env = {**os.environ, "MOBILELLM_CACHE": str(place / "cache"), "TERM": "dumb"}
-    return pexpect.spawn(
-        MOBILELLM, list(arguments), cwd=str(place), env=env, encoding="utf-8", timeout=60
-    )
-
-
-@pytest.mark.parametrize("leave", ["/exit\r", "\x04"])
-def test_chat_in_a_terminal(place, leave):
-    child = terminal(place, "chat", "tiny", "-n", "4")
-    child.expect("> ")
-    child.send("hello\r")
-    child.expect("> ")
-    child.send("\x03")  # at the prompt: a hint
-    child.expect("leaves")
-    child.expect("> ")
-    child.send(leave)
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
-
-
-def test_ctrl_c_stops_the_answer_not_the_program(place):
-    # filling a context of this size would take far longer than the test waits
-    child = terminal(place, "chat", "tiny", "-n", "200000", "--temperature", "2", "--ctx", "200000")
-    child.expect("> ")
-    child.send("tell me everything\r")
-    child.expect("[a-z]{2}.*[a-z]{2}")
-    child.send("\x03")
-    child.expect("> ", timeout=10)
-    child.send("/exit\r")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0

@@ -1,0 +1,156 @@
+"""Conversations as JSON lines: a line is added for whatever happens, so a crash loses nothing.
+
+    {"model": "demo"}                            who answers from here on
+    {"role": "system", "content": "Be brief."}   instructions, in the place of earlier ones
+    {"role": "user", "content": "Hello"}
+    {"role": "assistant", "content": "Hi!"}      comes whole, with "thinking" where there was any
+    {"keep": 0}                                  of all questions and answers the first so many
+
+Other keys are passed over, so a file of plain messages is a conversation, too.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ..errors import MobileLLMError
+
+
+class ChatError(MobileLLMError):
+    """What a person asked of the chat and cannot be done."""
+
+
+def folder() -> Path:
+    """Where conversations and the history of what was typed are kept."""
+    return Path(platformdirs.user_data_dir("mobilellm-cpp"))
+
+
+@dataclass
+class Saved:
+    """A conversation as a file has it. unanswered: a question whose answer is missing."""
+
+    path: Path
+    model: str | None = None
+    system: str = ""
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    unanswered: str = ""
+
+    @property
+    def title(self) -> str:
+        """The first words of the first question."""
+        words = (self.turns[0]["content"] if self.turns else self.unanswered).split()
+        title = " ".join(words[:12])
+        return title if len(title) <= 60 else f"{title[:59]}…"
+
+
+def read(path: Path) -> Saved:
+    """The conversation of a file. A line that a crash has cut off is passed over. Raises ChatError
+    where there is none."""
+    saved = Saved(path)
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ChatError(f"{path} cannot be read: {error.strerror}") from None
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            _take(saved, entry)
+    if len(saved.turns) % 2:
+        saved.unanswered = saved.turns.pop()["content"]
+    if not saved.turns and not saved.unanswered and not saved.system:
+        raise ChatError(f"{path} holds no conversation: JSON lines with role and content")
+    return saved
+
+
+def _take(saved: Saved, entry: dict[str, Any]) -> None:
+    role, content = entry.get("role"), entry.get("content")
+    if isinstance(entry.get("keep"), int):
+        del saved.turns[max(0, entry["keep"]) :]
+    elif isinstance(entry.get("model"), str):
+        saved.model = entry["model"]
+    elif isinstance(content, str) and role == "system":
+        saved.system = content
+    elif isinstance(content, str) and role == ("user", "assistant")[len(saved.turns) % 2]:
+        saved.turns.append({"role": role, "content": content})
+    elif isinstance(content, str) and role == "user":  # the one before was never answered
+        saved.turns[-1] = {"role": role, "content": content}
+
+
+def kept() -> Iterator[Saved]:
+    """The conversations that are kept, newest first."""
+    try:
+        paths = list((folder() / "chats").glob("*.jsonl"))
+        paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:
+        return
+    for path in paths:
+        try:
+            yield read(path)
+        except ChatError:
+            continue
+
+
+class Store:
+    """Where a conversation is written to, line by line; made with the first question. `path` None:
+    nowhere. It holds n_turns questions and answers. `trouble` says why it cannot be kept, once that
+    is known."""
+
+    def __init__(self, path: Path | None, n_turns: int = 0) -> None:
+        self.path = path
+        self.n_turns = n_turns
+        self.trouble = ""
+        self._pending: list[dict[str, Any]] = []
+
+    @classmethod
+    def new(cls) -> "Store":
+        """A file of its own among those that are kept."""
+        name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
+        path = folder() / "chats" / f"{name}.jsonl"
+        n = 1
+        while path.exists():
+            n += 1
+            path = path.with_name(f"{name}-{n}.jsonl")
+        return cls(path)
+
+    def add(self, *entries: dict[str, Any], later: bool = False) -> None:
+        """Writes entries; with `later` together with the next ones."""
+        self._pending += entries
+        for entry in entries:
+            self.n_turns = entry.get("keep", self.n_turns)
+            self.n_turns += entry.get("role") in ("user", "assistant")
+        if self.path is None or self.trouble or later:
+            return
+        try:
+            write(self.path, self._pending)
+        except OSError as error:
+            self.trouble = f"{self.path}: {error.strerror}"
+        self._pending.clear()
+
+    def take_back(self, later: bool = False) -> None:
+        """The last question, and its answer if it has one, did not take place."""
+        n = self.n_turns
+        self.add({"keep": n - (1 if n % 2 else 2)}, later=later)
+
+
+def write(path: Path, entries: list[dict[str, Any]], mode: str = "a") -> None:
+    """Writes entries as lines of a file that only its owner reads. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | (os.O_APPEND if mode == "a" else os.O_TRUNC)
+    with open(os.open(path, flags, 0o600), "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+        text = "".join(lines).encode("utf-8", "replace")
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":  # a line that was cut off
+                text = b"\n" + text
+        file.write(text)

@@ -1,0 +1,223 @@
+"""One session of the chat: the model, the conversation, its settings, and where it is kept.
+
+What fails or is stopped leaves all of it as it was.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..engine.arguments import check_sampling, check_stop
+from ..engine.conversation import Completion, Conversation
+from ..engine.model import MobileLLM
+from ..engine.structured import pop_form
+from .answering import Answering, Stats
+from .storage import ChatError, Saved, Store, read, write
+from .thinking import BEGIN
+
+FORMS = ("schema", "grammar", "regex", "lark")  # of an answer, at most one of them
+Load = Callable[[str | None], MobileLLM]
+
+
+class Talk:
+    """What a session knows. load gives the model of a name; settings are arguments of
+    MobileLLM.stream, and keep tells whether conversations are written to disk."""
+
+    def __init__(
+        self,
+        load: Load,
+        model: str | None,
+        *,
+        system: str = "",
+        settings: dict[str, Any],
+        keep: bool = False,
+    ) -> None:
+        self.load = load
+        self.model = model
+        self.settings = settings
+        self.keep = keep
+        self.show_thinking = True
+        self.stats = Stats()
+        self.lora: list[tuple[str, float]] = []
+        self.attached: list[tuple[str, str]] = []  # names and texts of files for the next question
+        self.unanswered = ""  # a question that was stopped, or that a crash left without an answer
+        self.system = system
+        self.llm = load(model)
+        self._begin([])
+        self.store = self._new_store()
+
+    # The conversation
+
+    def _begin(self, turns: list[Any]) -> None:
+        """A conversation with the model as it is now."""
+        # a file without a template is a base model: it continues texts
+        kind = Conversation if self.has_template else Completion
+        self.conversation = kind(self.llm, self.system if self.has_template else None)
+        self.conversation.turns = turns
+        self._apply()
+
+    def _apply(self) -> None:
+        talk, settings = self.conversation, dict(self.settings)
+        talk.max_tokens = settings.pop("max_tokens")
+        if "schema" in settings:
+            settings["json_schema"] = settings.pop("schema")
+        talk.sampling = settings  # type: ignore[assignment]  # by the names of the table
+
+    @property
+    def has_template(self) -> bool:
+        return bool(self.llm.metadata.get("tokenizer.chat_template"))
+
+    def begins_thinking(self) -> bool:
+        """Whether the template has the model begin with its thoughts."""
+        prompt: str = self.llm._template(messages=[{"role": "user", "content": "?"}]).prompt
+        return prompt.rstrip().endswith(BEGIN)
+
+    @property
+    def name(self) -> str:
+        """The model's, short."""
+        return "demo" if self.model is None else os.path.basename(self.model.rstrip("/"))
+
+    @property
+    def turns(self) -> list[Any]:
+        return self.conversation.turns
+
+    def _new_store(self) -> Store:
+        store = Store.new() if self.keep else Store(None)
+        store.add({"model": self.model or "demo"}, later=True)
+        if self.system:
+            store.add({"role": "system", "content": self.system}, later=True)
+        return store
+
+    def ask(self, text: str, again: bool = False) -> Answering:
+        """Asks, again in the place of the last question; iterate the answer, then say finished()
+        or failed(). A base model goes on with its last text where the new one is empty."""
+        self._before = self.turns
+        self._replaces = again or not text
+        files = [content for _, content in self.attached]
+        text = "\n\n".join([*files, *([text] if text else [])])
+        if self._replaces:
+            self.store.take_back(later=True)
+        if again:
+            self.conversation.turns = self.turns[:-2]
+        self._question = text or self._before[-2]["content"]
+        self.store.add({"role": "user", "content": self._question})
+        return Answering(self.conversation, text)
+
+    def finished(self, answering: Answering, thinking: str, said: str) -> None:
+        """Keeps an answer. What was thought is no part of the conversation."""
+        self.stats = answering.stats
+        self.attached, self.unanswered = [], ""
+        entry = {"role": "assistant", "content": self.turns[-1]["content"]}
+        if thinking:
+            self.turns[-1] = {"role": "assistant", "content": said.strip()}
+            entry = {"role": "assistant", "thinking": thinking, "content": said.strip()}
+        self.store.add(entry)
+
+    def failed(self) -> None:
+        """Everything is as it was before the question."""
+        self.conversation.turns = self._before
+        self.attached = []
+        self.store.take_back()
+        if not self._replaces:
+            self.unanswered = self._question
+        else:
+            self.store.add(*self._before[-2:])
+
+    def undo(self) -> str:
+        """Takes the last question and its answer back. Gives the question."""
+        if not self.turns:
+            raise ChatError("there is no question to take back")
+        self.unanswered = ""
+        question: str = self.turns[-2]["content"]
+        self.conversation.turns = self.turns[:-2]
+        self.store.take_back()
+        return question
+
+    def clear(self) -> None:
+        """A new conversation; the one so far stays where it is kept."""
+        self.conversation.reset()
+        self.attached, self.unanswered = [], ""
+        self.stats = Stats()
+        self.store = self._new_store()
+
+    def set_system(self, text: str) -> None:
+        """Instructions from now on; none where text is empty."""
+        if not self.has_template:
+            raise ChatError(f"{self.name} is a base model: it knows no instructions")
+        self.system = text
+        message = [{"role": "system", "content": text}]
+        self.conversation.system = message if text else []  # type: ignore[assignment]
+        self.store.add({"role": "system", "content": text}, later=not self.turns)
+
+    # Settings
+
+    def set(self, name: str, value: Any) -> None:
+        """Changes a setting; None is what the model does without it. Raises ModelError."""
+        settings = {key: kept for key, kept in self.settings.items() if key != name}
+        if name in FORMS:
+            settings = {key: kept for key, kept in settings.items() if key not in FORMS}
+        if value is not None:
+            if name in FORMS:
+                form = {"json_schema" if name == "schema" else name: value}
+                self.llm._constraint(pop_form(form))
+            elif name == "stop":
+                check_stop(value)
+            else:
+                check_sampling(**{name: value})
+            settings[name] = value
+        self.settings = settings
+        self._apply()
+
+    # Files and models
+
+    def attach(self, path: Path) -> str:
+        """A file for the next question. Gives its text."""
+        try:
+            text = path.read_bytes().decode("utf-8", "replace")
+        except OSError as error:
+            raise ChatError(f"{path}: {error.strerror}") from None
+        if "\0" in text:
+            raise ChatError(f"{path} is no text")
+        self.attached.append((path.name, text))
+        return text
+
+    def switch(self, model: str | None) -> None:
+        """Goes on with another model."""
+        llm = self.load(model)
+        self.llm.close()
+        self.llm, self.model, self.lora = llm, model, []
+        self.stats = Stats()
+        self._begin(self.turns)
+        self.store.add({"model": model or "demo"}, later=True)
+
+    def adapt(self, lora: list[tuple[str, float]]) -> None:
+        """Takes these adapters and no others."""
+        self.llm.set_lora(lora)
+        self.lora = lora
+
+    def save(self, path: Path) -> None:
+        """Writes the conversation to a file, in the place of what is there."""
+        entries: list[Any] = [{"model": self.model or "demo"}]
+        if self.system:
+            entries.append({"role": "system", "content": self.system})
+        try:
+            write(path, [*entries, *self.turns], "w")
+        except OSError as error:
+            raise ChatError(f"{path}: {error.strerror}") from None
+
+    def resume(self, path: Path) -> Saved:
+        """Goes on with a conversation; what comes is added to its file."""
+        saved = read(path)
+        self.conversation.turns = list(saved.turns)
+        self.stats = Stats()
+        self.attached, self.unanswered = [], saved.unanswered
+        if self.has_template:
+            self.system = saved.system
+            message = [{"role": "system", "content": saved.system}]
+            self.conversation.system = message if saved.system else []  # type: ignore[assignment]
+        n = len(saved.turns) + bool(saved.unanswered)
+        self.store = Store(path if self.keep else None, n)
+        if saved.unanswered:
+            self.store.take_back(later=True)
+        return saved

@@ -1,0 +1,314 @@
+"""`mobilellm chat` in a terminal, as a person uses it."""
+
+import json
+import os
+import signal
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from checkpoints import make_checkpoint, random_tensor
+from terminal import Terminal
+
+from mobilellm_cpp import convert_checkpoint
+
+MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+)
+# random, so its answers never end; so small that an endless answer is cheap
+ENDLESS = ("-t", "1", "--temperature", "3", "--ctx", "200000", "-n", "190000", "--seed", "1")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Files of a random model: one with a chat template, one of a base model."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, template in (("chat", TEMPLATE), ("base", None)):
+        embedding = random_tensor("model.embed_tokens.weight", (512, 64), 0)
+        embedding[2] = 0  # an end of text that is never among the likely tokens
+        tensors = {"model.embed_tokens.weight": embedding}
+        more = {"tensors": tensors, "max_position_embeddings": 200_000}
+        make_checkpoint(folder / name, sharing=True, **more)
+        path = folder / name / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+        convert_checkpoint(folder / name, folder / f"{name}.gguf", type="q4_0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def person(tmp_path, cache, models):
+    """Starts chats of a person who has a home of their own. Gives terminals."""
+    open_ones = []
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+        "MOBILELLM_CACHE": str(cache),
+    }
+
+    class Person:
+        env = environment
+
+        def chat(self, *arguments, rows=24, columns=80):
+            command = [MOBILELLM, "chat", *map(str, arguments)]
+            return self.run(command, rows, columns)
+
+        def run(self, command, rows=24, columns=80):
+            terminal = Terminal(command, env=environment, rows=rows, columns=columns)
+            open_ones.append(terminal)
+            return terminal
+
+        def files(self):
+            return sorted((tmp_path / "data" / "mobilellm-cpp" / "chats").glob("*.jsonl"))
+
+        def lines(self):
+            (path,) = self.files()
+            return [json.loads(line) for line in path.read_text().splitlines()]
+
+    yield Person()
+    for terminal in open_ones:
+        terminal.child.close(force=True)
+
+
+def leave(terminal):
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_history_search_and_completion(person):
+    chat = person.chat("-t", "1")
+    chat.wait("^>")
+    chat.type("Who is the baker?\r")
+    chat.wait("Marta Bell")
+    chat.type("/cle")
+    chat.wait("begin a new conversation")
+    chat.type("ar\r")
+    chat.wait("a new conversation", after="/clear")
+    leave(chat)
+    chat = person.chat("-t", "1")
+    chat.wait("^>")
+    chat.type("\x12baker")  # reverse search, over what an earlier run kept
+    chat.wait("Who is the baker")
+    chat.type("\r\x05\x7f then?\r")  # and edited at its end
+    chat.wait("^> Who is the baker then\\?\n.*\\w")
+    leave(chat)
+
+
+def test_no_command_goes_to_the_model(person):
+    chat = person.chat("-t", "1")
+    chat.wait("^>")
+    for line, said in (
+        ("/sett temperature 1", "did you mean /set"),
+        ("/set temperature 0.5", "temperature +0.5"),
+        ("/set parameter temp 0.6", "temperature +0.6"),
+        ("/set temperature high", "temperature is a number"),
+        ("/set top_p 7", "top_p is 7.0, outside 0 to 1"),
+        ("/set schema {", "json_schema is not JSON"),
+        ("/set nonsense 1", "no setting nonsense"),
+        ("/read nofile", "No such file"),
+        ("/model none.gguf", "none.gguf: no such file"),
+        ("/lora none.gguf", "none.gguf"),
+        ("/help set", "show or change settings"),
+        ("/bye now?", "\\Z"),
+    ):
+        chat.type(line + "\r")
+        chat.wait(said, after=line)
+    assert chat.end() == 0
+    assert person.files() == []
+
+
+def test_several_lines(person):
+    chat = person.chat("-t", "1")
+    chat.wait("^>")
+    chat.type('"""\rWho is\rthe baker?"""\r')
+    chat.wait("Marta")
+    chat.type("Where does\x1b\rshe live?\r")
+    chat.wait("lives", after="she live?")
+    chat.type("thank you\\\rgoodbye\r")
+    chat.wait("^>$", after="goodbye")
+    leave(chat)
+    asked = [line["content"] for line in person.lines() if line.get("role") == "user"]
+    assert asked == ["Who is\nthe baker?", "Where does\nshe live?", "thank you\ngoodbye"]
+
+
+def test_a_paste_of_200_lines_is_one_question(person, models):
+    chat = person.chat(models / "chat.gguf", "-t", "1", "-n", "3")
+    chat.wait("^>")
+    pasted = "".join(f"/line {i} of what was pasted\n" for i in range(200))
+    chat.paste(" " + pasted + "the end")
+    chat.wait("the end")
+    assert person.files() == []  # nothing was asked yet
+    chat.type("\r")
+    chat.wait("cut off: the limit of 3 tokens")
+    leave(chat)
+    (question,) = [line["content"] for line in person.lines() if line.get("role") == "user"]
+    assert question == (" " + pasted + "the end").strip()
+
+
+def test_ctrl_c_while_a_text_is_read(person, models, tmp_path):
+    (tmp_path / "long.txt").write_text("hello how are you " * 7_000)
+    chat = person.chat(models / "chat.gguf", *ENDLESS)
+    chat.wait("^>")
+    chat.type("hello\r")
+    chat.wait("tokens/s, Ctrl-C stops")
+    chat.type("\x03")
+    chat.wait("as it was")
+    chat.type(f"/read {tmp_path}/long.txt what is this?\r")
+    chat.wait(r"reading ━*─+ \d+ of \d+ tokens")
+    chat.type("\x03")
+    chat.wait("as it was", after="what is this", seconds=20)
+    chat.type("/set max_tokens 5\r")
+    chat.wait("max_tokens +5")
+    chat.type("so?\r")
+    chat.wait("the limit of 5 tokens", after="so?", seconds=20)
+    leave(chat)
+    lines = person.lines()
+    assert lines[-1]["role"] == "assistant" and lines[-2] == {"role": "user", "content": "so?"}
+    assert lines[-3] == {"keep": 0}
+
+
+def test_ctrl_c_in_an_answer_leaves_the_conversation_as_it_was(person, models):
+    chat = person.chat("-t", "1")
+    chat.wait("^>")
+    chat.type("Who is the baker?\r")
+    chat.wait("Marta Bell")
+    chat.type(f"/model {models}/chat.gguf\r")
+    chat.wait("of context", after="/model")
+    chat.type("/set temperature 3\r/set max_tokens 8000\rgo on\r")
+    chat.wait("tokens/s, Ctrl-C stops")
+    chat.type("\x03")
+    chat.wait("^>$", after="as it was")
+    chat.type("\x03")
+    chat.wait("leaves")
+    chat.type("/model demo\r")
+    chat.wait("1024 tokens of context", after="/model demo")
+    chat.type("/set temperature 0\rWhere does she live?\r")
+    chat.wait("Mill Lane")
+    chat.type("/undo\r")
+    chat.wait("taken back: Where")
+    leave(chat)
+    assert person.lines()[-1] == {"keep": 2}
+
+
+def test_regenerate_and_edit(person):
+    chat = person.chat("-t", "1")
+    chat.wait("^>")
+    chat.type("Who is the baker?\r")
+    chat.wait("Marta Bell")
+    chat.type("/regen\r")
+    chat.wait("Marta Bell", after="/regen")
+    chat.type("/edit\r")
+    chat.wait("^> Who is the baker", after="/edit")
+    chat.type("\x01\x0bhi, who are you?\r")
+    chat.wait("Pip", after="who are you?")
+    chat.type("/save copy.jsonl\r")
+    chat.wait("saved to copy.jsonl")
+    leave(chat)
+    saved = [json.loads(line) for line in Path("copy.jsonl").read_text().splitlines()]
+    Path("copy.jsonl").unlink()
+    assert [line.get("content") for line in saved][1] == "hi, who are you?" and len(saved) == 3
+
+
+def test_a_window_that_changes_its_size(person, models):
+    options = ("-t", "1", "--temperature", "2", "--seed", "5", "-n", "2500")
+    chat = person.chat(models / "chat.gguf", *options)
+    chat.wait("^>")
+    chat.type("tell me\r")
+    for rows, columns in ((24, 100), (10, 100), (30, 100)):
+        chat.wait("Ctrl-C stops")
+        chat.resize(rows, columns)
+    chat.wait("the limit of 2500 tokens is reached", seconds=60)
+    leave(chat)
+    said = next(line["content"] for line in person.lines() if line.get("role") == "assistant")
+    shown = "".join(chat.text().split())
+    words = [word for word in said.split() if word.isalpha() and len(word) > 2]
+    missing = [word for word in words if word not in shown]
+    assert len(words) > 20 and not missing
+
+
+def test_a_full_context_lets_the_oldest_turns_go(person):
+    chat = person.chat("-t", "1", "--ctx", "256", "-s", "You are Pip.", "-n", "32")
+    chat.wait("^>")
+    for i in range(12):
+        chat.type(f"Who is the baker of house {i}?\r")
+        chat.wait(r"\w.*\n>$", after=f"house {i}?")
+        if "have left it" in chat.text():
+            break
+    assert "the context was full" in chat.text()
+    chat.type("/stats\r")
+    chat.wait("of them were known", after="/stats")
+    chat.type("And where is the school?\r")
+    chat.wait(r"\w.*\n>$", after="school?")
+    chat.type("/stats\r")
+    text = chat.wait("of them were known", after="/stats")
+    line = next(line for line in reversed(text.splitlines()) if "of them were known" in line)
+    known, read = int(line.split()[0]), int(line.split("known, ")[1].split()[0])
+    assert known > 3 * read  # only what is new is computed
+    leave(chat)
+
+
+def test_killed_in_an_answer_and_resumed(person, models):
+    chat = person.chat(models / "chat.gguf", *ENDLESS)
+    chat.wait("^>")
+    chat.type("/set max_tokens 4\rhello\r")
+    chat.wait("limit of 4 tokens")
+    chat.type("/set max_tokens 190000\rgo on for ever\r")
+    chat.wait("Ctrl-C stops", after="for ever")
+    os.kill(chat.child.pid, signal.SIGKILL)
+    chat.end()
+    (path,) = person.files()
+    with open(path, "a") as file:
+        file.write('{"role": "assist')  # as a line that the disk had no room for
+    chat = person.chat(models / "chat.gguf", "--resume", "-t", "1", "-n", "4")
+    chat.wait("going on with: hello")
+    chat.wait("not answered; /regen asks it again")
+    chat.type("/regen\r")
+    chat.wait("limit of 4 tokens", after="/regen")
+    leave(chat)
+    (again,) = person.files()
+    assert again == path
+    chat = person.chat("--resume", "-t", "1")  # with the model that it was
+    chat.wait("^chat.gguf, ")
+    chat.type("/undo\r")
+    chat.wait("taken back: go on for ever")
+    leave(chat)
+
+
+def test_tee_gets_the_answers_alone(person, tmp_path):
+    log = tmp_path / "log"
+    chat = person.run(["/bin/sh", "-c", f"{MOBILELLM} chat -t 1 | tee {log}"])
+    chat.wait("^>")
+    chat.type("Who is the baker?\r")
+    chat.wait("Marta Bell.*\n>$")
+    chat.type("Where does she live?\r")
+    chat.wait("Mill Lane.*\n>$")
+    chat.type("/set\r")
+    chat.wait("thinking.*\n>$")
+    leave(chat)
+    assert log.read_bytes() == (
+        b"Marta Bell is our baker. She makes all the bread and the buns.\n"
+        b"Marta lives above the bakery on Mill Lane.\n"
+    )
+
+
+def test_a_base_model_continues_texts(person, models):
+    chat = person.chat(models / "base.gguf", "-t", "1", "-n", "6", "--seed", "3")
+    chat.wait("a base model without a chat template")
+    chat.type("once upon\r")
+    chat.wait("limit of 6 tokens")
+    chat.type("\r")
+    chat.wait("limit of 6 tokens.*\n(.*\n)*.*limit of 6 tokens")
+    chat.type("/system be kind\r")
+    chat.wait("base model: it knows no instructions")
+    leave(chat)
+    first, keep, second = person.lines()[2], person.lines()[3], person.lines()[5]
+    assert keep == {"keep": 0} and second["content"].startswith(first["content"])
+    assert len(second["content"]) > len(first["content"])
