@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import checkpoints`, `import stock`
 os.environ.pop("MOBILELLM_KERNELS", None)  # read once a process
+os.environ["MOBILELLM_CONFIG"] = os.devnull  # defaults of whoever runs the tests
 
 
 @pytest.fixture(scope="session")

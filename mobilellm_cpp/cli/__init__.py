@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ..configuration import configuration_file, defaults
 from ..errors import MobileLLMError
 from . import (
     bench,
@@ -56,7 +57,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # what stands in brackets is no markup
     help="Convert MobileLLM checkpoints to GGUF and run them on this machine.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -107,8 +107,15 @@ def main() -> None:
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("mobilellm: %(message)s"))
     logging.getLogger("mobilellm_cpp").addHandler(warnings)
+    command = typer.main.get_command(app)
+    configured: dict[str, Any] = {}
     try:
-        app(arguments)
+        configured = defaults(command)
+        command(arguments, default_map=configured)
+    except SystemExit as end:
+        if end.code == 2 and configured:
+            print(f"(defaults come from {configuration_file()})", file=sys.stderr)
+        raise
     except (MobileLLMError, OSError, MemoryError) as error:
         if debug:
             raise

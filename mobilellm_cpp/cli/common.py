@@ -12,15 +12,29 @@ import typer
 
 from ..quant.weight_type import FileType
 
+
+def _kept_sources(incomplete: str) -> list[str]:
+    """What a shell completes MODEL to, besides files: hub ids that were converted before."""
+    from ..kept import kept
+
+    ids = {each.source for each in kept() if not Path(each.source).is_absolute()}
+    return sorted(each for each in ids if each and each.startswith(incomplete))
+
+
 Model = Annotated[
     str,
-    typer.Argument(help="A GGUF file, a checkpoint folder or a hub id.", show_default=False),
+    typer.Argument(
+        help="A GGUF file, a checkpoint folder or a hub id.",
+        show_default=False,
+        autocompletion=_kept_sources,
+    ),
 ]
 OptionalModel = Annotated[
     str | None,
     typer.Argument(
         help="A GGUF file, a checkpoint folder or a hub id; without it, the shipped demo model.",
         show_default=False,
+        autocompletion=_kept_sources,
     ),
 ]
 
@@ -34,10 +48,19 @@ Type = Annotated[
 ]
 Context = Annotated[
     int,
-    typer.Option("--ctx", min=0, max=1 << 28, help="Context in tokens; 0: what the file says."),
+    typer.Option(
+        "--ctx",
+        min=0,
+        max=1 << 28,
+        metavar="TOKENS",
+        help="Context in tokens; 0: what the file says.",
+    ),
 ]
 Threads = Annotated[
-    int, typer.Option("--threads", "-t", min=0, max=512, help="0: the physical cores.")
+    int,
+    typer.Option(
+        "--threads", "-t", min=0, max=512, metavar="NUMBER", help="0: the physical cores."
+    ),
 ]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
 Seed = Annotated[

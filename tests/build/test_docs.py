@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ def test_no_document_names_a_missing_file():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for path in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
             assert (document.parent / path).exists(), f"{document.name} links to {path}"
+
+
+def test_cli_md_is_the_help_of_the_program():
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    now = runpy.run_path(str(ROOT / "docs" / "cli.py"))["page"]()
+    assert page == now, "run `.venv/bin/python docs/cli.py`"
 
 
 def test_the_examples_of_python_md_run(tmp_path, monkeypatch):
