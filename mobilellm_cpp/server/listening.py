@@ -2,8 +2,11 @@
 
 import contextlib
 import ipaddress
+import os
+import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -26,8 +29,24 @@ def bind(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=256)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number and number > 0 else error
         raise ModelError(f"cannot listen on {host} port {port}: {reason}") from None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's raises the signal that stopped it once more: a traceback for Ctrl-C, and a failure
+    for who sent SIGTERM."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {each: signal.signal(each, self.handle_exit) for each in signals}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 def listen(app: Any, bound: socket.socket, seconds: float) -> None:
@@ -45,5 +64,4 @@ def listen(app: Any, bound: socket.socket, seconds: float) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"listening on http://{shown}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
-    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has ended
-        uvicorn.Server(config).run(sockets=[bound])
+    _Server(config).run(sockets=[bound])
