@@ -17,7 +17,6 @@ async def answer(service: Service, request: ChatRequest) -> Answer:
     n = request.n or 1
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-
     offer = _offer(service, request)
     messages = [message.plain() for message in request.messages]
 

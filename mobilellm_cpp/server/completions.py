@@ -57,7 +57,7 @@ class _Choices:
         prompts = as_prompts(request.prompt) if request.echo else []
         self._echoes = [self._text(prompt) for prompt in prompts for _ in range(n)]
         self._records = Records(streams, without_space=False)
-        self._length = [0] * len(streams)  # of the text that they cover
+        self._length = [len(text) for text in self._echoes] or [0] * len(streams)  # before them
         self._head = {
             "id": new_id("cmpl"),
             "object": "text_completion",

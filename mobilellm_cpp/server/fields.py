@@ -127,7 +127,8 @@ class Sampled(Fields):
     def form_names(self) -> list[str]:
         """The fields that say which form the answer has."""
         names = ("response_format", "regex", "lark", "grammar")
-        return [name for name in names if getattr(self, name, None) is not None]
+        given = {name: getattr(self, name, None) for name in names}
+        return [name for name in names if given[name] not in (None, {"type": "text"})]
 
 
 class ChatRequest(Sampled):
