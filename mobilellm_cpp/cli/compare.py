@@ -36,6 +36,19 @@ def compare(
     ] = 3,
     type: Type = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Tasks of lm_eval that the models are held to, in place of a text; here hf:NAME "
+            "stands for a model of Hugging Face that transformers runs.",
+        ),
+    ] = None,
+    include: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="A folder with lm_eval tasks."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task.")] = None,
     picture: Annotated[
         Path | None,
         typer.Option("--plot", help="Draw quality against size to this PNG, SVG or PDF file."),
@@ -49,6 +62,9 @@ def compare(
 
     if len(models) < 2:
         raise ModelError("give at least two models to compare")
+    if tasks is not None:
+        _compare_tasks(models, tasks.split(","), include, limit, threads, as_json)
+        return
     paths = [resolve(model, type) for model in models]
     with progress_bar("chunks") as progress:
         found = comparison.compare_models(
@@ -66,6 +82,38 @@ def compare(
         print_json(dataclasses.asdict(found))
     else:
         print_comparison(found)
+
+
+def _compare_tasks(
+    models: list[str],
+    tasks: list[str],
+    include: Path | None,
+    limit: int | None,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """The table of models and tasks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..evaluation.tasks import run_tasks
+
+    found = run_tasks(models, tasks, include=include, limit=limit, n_threads=threads)
+    if as_json:
+        print_json({"results": [dataclasses.asdict(result) for result in found]})
+        return
+    names = list(dict.fromkeys(result.task for result in found))
+    values = {(result.model, result.task): result.value for result in found}
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_column("mean", justify="right")
+    for model in models:
+        own = [values[model, name] for name in names]
+        cells = [f"{value:.1%}" for value in [*own, sum(own) / max(1, len(own))]]
+        table.add_row(printable(model), *cells)
+    Console(highlight=False).print(table)
 
 
 def print_comparison(found: "Comparison") -> None:

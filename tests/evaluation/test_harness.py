@@ -72,9 +72,8 @@ def test_long_and_refused(file: Path) -> None:
         scorer.close()
 
 
-def test_lm_eval(file: Path, tmp_path: Path) -> None:
-    """The command line of lm_eval over a task of our own."""
-    pytest.importorskip("lm_eval")
+def write_task(tmp_path: Path) -> None:
+    """A task of our own, in files."""
     lines = [{"question": question, "choices": ANSWERS, "label": 0} for question in questions()[:4]]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "village.yaml").write_text(
@@ -90,6 +89,12 @@ target_delimiter: ""
 metric_list: [{{metric: acc}}]
 """
     )
+
+
+def test_lm_eval(file: Path, tmp_path: Path) -> None:
+    """The command line of lm_eval over a task of our own."""
+    pytest.importorskip("lm_eval")
+    write_task(tmp_path)
     command = [sys.executable, "-m", "mobilellm_cpp.evaluation", "--model", "mobilellm"]
     command += ["--model_args", f"path={file},n_threads=1", "--tasks", "village"]
     command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
@@ -97,3 +102,38 @@ metric_list: [{{metric: acc}}]
     assert done.returncode == 0, done.stderr[-2000:]
     (out,) = (tmp_path / "out").rglob("results*.json")
     assert 0 <= json.loads(out.read_text())["results"]["village"]["acc,none"] <= 1
+
+
+def test_beside_hugging_face(file: Path, tmp_path: Path) -> None:
+    """Our file, and an encoder-decoder model that transformers runs."""
+    pytest.importorskip("lm_eval")
+    from mobilellm_cpp.evaluation.tasks import run_tasks
+
+    write_task(tmp_path)
+    make_t5(tmp_path / "t5")
+    models = [str(file), f"hf:{tmp_path}/t5"]
+    found = run_tasks(models, ["village"], include=tmp_path, n_threads=1)
+    assert [result.model for result in found] == models
+    assert all(0 <= result.value <= 1 and result.metric == "acc" for result in found)
+    with pytest.raises(ModelError, match="no task hills"):
+        run_tasks(models[:1], ["hills"], include=tmp_path)
+
+
+def make_t5(folder: Path) -> None:
+    """A random flan-T5 with a vocabulary of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    words = sorted({word for text in [*questions(), *ANSWERS] for word in text.split()})
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(vocabulary), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
