@@ -12,24 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers.masking_utils import create_sliding_window_causal_mask
+from transformers.models.llama4 import modeling_llama4
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def transformers_model(checkpoint: Path) -> transformers.PreTrainedModel:
-    """The stored blocks of a checkpoint of make_checkpoint or make_r1 as transformers' own class,
-    each executed once."""
+    """The stored blocks of a checkpoint of make_checkpoint, make_r1 or make_pro as transformers'
+    own class, each executed once. Pro is a Llama 4 whose chunked layers get a sliding window's mask
+    in `logits`: the published class is remote code."""
     fields = json.loads((checkpoint / "config.json").read_text())
     tied = fields.pop("share_embedding", False) or fields["tie_word_embeddings"]
-    is_r1 = fields["architectures"] == ["Llama4ForCausalLM"]
+    is_llama4 = fields["architectures"] != ["MobileLLMForCausalLM"]
     for name in ("architectures", "model_type", "rope_scaling", "layer_sharing"):
         fields.pop(name, None)
     fields["tie_word_embeddings"] = tied
-    if is_r1:
+    if is_llama4:
+        kinds = {"sliding_attention": "chunked_attention"}
+        fields["layer_types"] = [kinds.get(kind, kind) for kind in fields["layer_types"]]
         config = transformers.Llama4TextConfig(**fields, attn_implementation="eager")
         model = transformers.Llama4ForCausalLM(config)
     else:
@@ -65,7 +71,10 @@ def logits(model: PeftModel, tokens: list[int], schedule: list[int] | None = Non
         if (kinds := getattr(inner.config, "layer_types", None)) is not None:
             inner.config.layer_types = [kinds[block] for block in schedule]
     try:
-        with torch.no_grad():
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            if hasattr(inner.config, "sliding_window"):
+                sliding = create_sliding_window_causal_mask
+                patch.setattr(modeling_llama4, "create_chunked_causal_mask", sliding)
             return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
     finally:
         if schedule is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from adapters import ALL, logits, peft_model
 from batches import decode
-from checkpoints import make_checkpoint, make_r1
+from checkpoints import make_checkpoint, make_pro, make_r1
 from mobilellm_cpp.convert import convert_adapter
 
 from mobilellm_cpp import MobileLLM, ModelError, convert_checkpoint
@@ -17,6 +17,7 @@ from mobilellm_cpp.engine.adapters import Adapters
 
 GGML_F32 = 0
 BOUND = 2e-4  # of the largest logit
+WINDOW = 16  # of Pro's sliding layers, shorter than the texts
 SHAPE: dict[str, Any] = dict(layers=3, hidden=192, heads=3, kv_heads=1, ffn=256, dtype="f32")
 
 # The checkpoint, its schedule, and the options of the adapter.
@@ -38,6 +39,10 @@ KINDS: dict[str, tuple[dict[str, Any], list[int] | None, dict[str, Any]]] = {
     "reverse": ({}, [0, 1, 2, 2, 1, 0], {"use_rslora": True}),
     "r1": ({"rope": [1, 0, 1]}, None, {}),
     "shared-r1": ({"rope": [1, 1, 1]}, [0, 0, 1, 1, 2, 2], {"alpha_pattern": {"o_proj": 1}}),
+    "pro": ({"sliding": [0, 1, 1], "rope": [1, 1, 0]}, None, {}),
+    "pro-no-norm": ({"sliding": [1, 0, 1], "qk_norm": False}, None, {"use_rslora": True}),
+    "shared-pro": ({"sliding": [0, 1, 0]}, [0, 0, 1, 1, 2, 2], {"rank_pattern": {"k_proj": 9}}),
+    "reverse-pro-no-norm": ({"sliding": [1, 1, 0], "qk_norm": False}, [0, 1, 2, 2, 1, 0], {}),
 }
 
 
@@ -46,7 +51,9 @@ def trained(request, tmp_path_factory):
     """(folder with checkpoint, adapter and model file; PEFT's model; schedule)."""
     options, schedule, lora = KINDS[request.param]
     folder = tmp_path_factory.mktemp("adapter")
-    if "rope" in options:
+    if "sliding" in options:
+        make_pro(folder / "base", window=WINDOW, dtype="f32", **options)
+    elif "rope" in options:
         make_r1(folder / "base", dtype="f32", **options)
     else:
         make_checkpoint(folder / "base", **SHAPE, **options)
