@@ -216,12 +216,16 @@ class StoredWeights:
     def __init__(self, parts: dict[tuple[str, int | None], Tensor]) -> None:
         self.parts = parts
 
+    def read(self, tensor: Tensor, first: int, last: int) -> Floats:
+        """Rows first..last of one of the tensors as float32."""
+        return read_rows(tensor, first, last)
+
     def matrix(self, part: str, block: int | None) -> Floats:
         tensor = self.parts[part, block]
-        return read_rows(tensor, 0, tensor.shape[0])
+        return self.read(tensor, 0, tensor.shape[0])
 
     def rows(self, part: str, first: int, last: int) -> Floats:
-        return read_rows(self.parts[part, None], first, last)
+        return self.read(self.parts[part, None], first, last)
 
     def input(self, x: torch.Tensor, part: str, block: int | None) -> torch.Tensor:
         return x

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import CheckpointError, ModelError
+from ..errors import CheckpointError
 from ..quant.weight_type import RECIPE_NAMES, FileType
 from .common import (
     Base,
@@ -14,14 +14,16 @@ from .common import (
     Revision,
     Schedule,
     Settings,
-    complain,
     parse_settings,
     progress_bar,
 )
-from .verify import failure, print_verification
+from .verify import finish
 
 if TYPE_CHECKING:
     from ..convert import Adapter
+
+
+KEPT = "; the file is kept"
 
 
 def convert(
@@ -76,11 +78,9 @@ def convert(
     checkpoint = open_source(source, revision, fields)
     adapter = None
     if isinstance(checkpoint, Adapter):
-        if verify:
-            raise CheckpointError("--verify is for checkpoints: use `mobilellm verify` afterwards")
         adapter = checkpoint
         if not merge:
-            _convert_adapter(adapter, out, base, type, schedule, fields, portable)
+            _convert_adapter(adapter, out, base, type, schedule, fields, portable, verify)
             return
         checkpoint = open_checkpoint(base_of(adapter, base), None, fields)
     elif base or merge:
@@ -116,16 +116,12 @@ def convert(
     if verify:
         found = compare(
             report.path,
-            source,
+            checkpoint,
             schedule=schedule,
-            settings=fields,
             chat_template=chat_template,
-            revision=revision,
+            adapter=adapter,
         )
-        print_verification(found)
-        if not found.ok:
-            complain(ModelError(f"{failure(found)}; the file is kept"))
-            raise typer.Exit(1)
+        finish(found, more=KEPT)
 
 
 def _calibration_text() -> str | None:
@@ -148,6 +144,7 @@ def _convert_adapter(
     schedule: str | None,
     settings: dict[str, Any],
     portable: bool,
+    verify: bool,
 ) -> None:
     from ..convert import convert_adapter
 
@@ -167,3 +164,10 @@ def _convert_adapter(
         f"{report.path}: {report.size_bytes / 2**20:.1f} MiB, {report.n_modules} matrices of rank "
         f"{low if low == high else f'{low} to {high}'}, for {report.architecture} files"
     )
+    if verify:
+        from ..inspection.adapter_check import verify_adapter
+
+        found = verify_adapter(
+            report.path, adapter, base=base, schedule=schedule, settings=settings
+        )
+        finish(found, more=KEPT)

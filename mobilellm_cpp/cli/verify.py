@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ModelError
+from ..errors import CheckpointError, ModelError
 from .common import (
     Base,
     ChatTemplate,
@@ -31,7 +31,10 @@ def verify(
     model: Model,
     checkpoint: Annotated[
         str,
-        typer.Argument(help="The folder or hub id that the model (or adapter) was converted from."),
+        typer.Argument(
+            help="The folder or hub id that the model or adapter was converted from; of a merged "
+            "model the adapter's."
+        ),
     ],
     text: Annotated[
         Path | None,
@@ -50,8 +53,10 @@ def verify(
     threads: Threads = 0,
     base: Base = None,
 ) -> None:
-    """Compare a model with its checkpoint: weights, metadata, tokens and logits; or an adapter file
-    with its folder. Needs torch."""
+    """Compare a model with its checkpoint, or with a base and the adapter merged into it: weights,
+    metadata, tokens and logits; or an adapter file with its folder. Needs torch."""
+    from ..convert import Adapter, open_checkpoint, open_source
+    from ..convert.adapter_conversion import base_of
     from ..inspection.adapter_check import is_adapter_file, verify_adapter
     from ..inspection.verification import verify as compare
     from .common import resolve
@@ -59,7 +64,7 @@ def verify(
     if Path(model).is_file() and is_adapter_file(model):
         from ..convert.adapter_conversion import open_adapter
 
-        _finish(
+        finish(
             verify_adapter(
                 model,
                 open_adapter(checkpoint, revision),
@@ -79,21 +84,28 @@ def verify(
     if text is not None:
         with open(text, encoding="utf-8", errors="replace") as file:
             sample = file.read(1 << 16)  # more than is used
+    path, fields = resolve(model, type), parse_settings(settings)
+    opened, adapter = open_source(checkpoint, revision, fields), None
+    if isinstance(opened, Adapter):
+        adapter, opened = opened, open_checkpoint(base_of(opened, base), None, fields)
+    elif base:
+        raise CheckpointError(f"{checkpoint} is no adapter: --base is for one")
     found = compare(
-        resolve(model, type),
-        checkpoint,
+        path,
+        opened,
         text=sample,
         schedule=schedule,
-        settings=parse_settings(settings),
         chat_template=chat_template,
-        revision=revision,
+        adapter=adapter,
         n_threads=threads,
     )
-    _finish(found, as_json)
+    finish(found, as_json)
 
 
-def _finish(found: "Verification | AdapterVerification", as_json: bool) -> None:
-    """Prints the answers; exit code 1 where one is no."""
+def finish(
+    found: "Verification | AdapterVerification", as_json: bool = False, more: str = ""
+) -> None:
+    """Prints the answers; exit code 1 where one is no, `more` being said then."""
     from ..inspection.adapter_check import AdapterVerification
 
     if as_json:
@@ -101,9 +113,9 @@ def _finish(found: "Verification | AdapterVerification", as_json: bool) -> None:
     elif isinstance(found, AdapterVerification):
         _print_adapter(found)
     else:
-        print_verification(found)
+        _print_model(found)
     if not found.ok:
-        complain(ModelError(failure(found)))
+        complain(ModelError(f"{_failure(found)}{more}"))
         raise typer.Exit(1)
 
 
@@ -117,15 +129,15 @@ def _print_adapter(found: "AdapterVerification") -> None:
     print("verdict    " + ("the file is what the adapter makes" if found.ok else "FAILED"))
 
 
-def failure(found: "Verification | AdapterVerification") -> str:
+def _failure(found: "Verification | AdapterVerification") -> str:
     """The verdict on a file that is not right, in a sentence."""
     more = f" (and {len(found.failures) - 1} more)" if len(found.failures) > 1 else ""
-    return printable(
-        f"{found.model} is not what {found.checkpoint} makes: {found.failures[0]}{more}"
-    )
+    adapter = getattr(found, "adapter", None)
+    source = f"{found.checkpoint} with {adapter}" if adapter else found.checkpoint
+    return printable(f"{found.model} is not what {source} makes: {found.failures[0]}{more}")
 
 
-def print_verification(found: "Verification") -> None:
+def _print_model(found: "Verification") -> None:
     """A line for each tensor, then one for each question, then the verdict."""
     width = max((len(tensor.name) for tensor in found.tensors), default=0)
     for tensor in found.tensors:

@@ -7,10 +7,7 @@ and the architecture come from the base's config.json by way of the reference, n
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ from ..convert.reference import Hyperparameters, read_hyperparameters, read_rows
 from ..engine.gguf_file import GGUFFile, TensorInfo, open_gguf
 from ..errors import ModelError
 from ..quant.rounding import dequantize
+from .merged_weights import scaled_pairs
 
 Floats = npt.NDArray[np.float32]
 
@@ -93,8 +91,8 @@ def verify_adapter(
         arch, alpha = file.get("general.architecture"), file.get("adapter.lora.alpha", 0.0)
         left = {tensor.name: tensor for tensor in file.tensors()}
     modules = []
-    for module, part in _scaled(adapter).items():
-        a, b, scaling = part
+    for module, (tensor_a, tensor_b, scaling) in scaled_pairs(adapter).items():
+        a, b = (read_rows(tensor, 0, tensor.shape[0]) for tensor in (tensor_a, tensor_b))
         for name in _matrices(module, hyper, arch):
             pair = left.pop(f"{name}.lora_a", None), left.pop(f"{name}.lora_b", None)
             if pair[0] is None or pair[1] is None:
@@ -135,26 +133,6 @@ def _metadata(file: GGUFFile, hyper: Hyperparameters) -> list[str]:
     if file.get("adapter.type") != "lora":
         failures.append(f"adapter.type is {file.get('adapter.type')}, and it must be lora")
     return failures
-
-
-def _scaled(adapter: Adapter) -> dict[str, tuple[Floats, Floats, float]]:
-    """A, B and PEFT's scaling of each module, the last from adapter_config.json itself."""
-    config = json.loads((adapter.folder / "adapter_config.json").read_text())
-
-    def setting(module: str, pattern: str, field: str) -> float:
-        for key, value in (config.get(pattern) or {}).items():
-            if re.match(rf"(.*\.)?({key})$", module):
-                return float(value)
-        return float(config.get(field) or 8)
-
-    found = {}
-    for module, part in adapter.parts().items():
-        rank = setting(module, "rank_pattern", "r")
-        divisor = math.sqrt(rank) if config.get("use_rslora") else rank
-        scaling = setting(module, "alpha_pattern", "lora_alpha") / divisor
-        a, b = (read_rows(tensor, 0, tensor.shape[0]) for tensor in (part.a, part.b))
-        found[module] = a, b, scaling
-    return found
 
 
 def _matrices(module: str, hyper: Hyperparameters, arch: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 A file that says mobilellm.exact was made by `--type exact`, which rounds nothing but takes lattices
 over: there a weight in a block may move by what the choice of a step costs (quant/lattice.py).
+Where an adapter is merged into the checkpoint's weights, the float32 sums of that are allowed for.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..convert import keys
-from ..convert.reference import Reference, fake_quantized, read_rows
+from ..convert.reference import Reference, StoredWeights, fake_quantized
 from ..convert.tensor import Tensor
 from ..engine.gguf_file import GGUFFile, TensorInfo, block_schedule
-from ..quant.bounds import bound
+from ..quant.bounds import FLOATS, bound
 from ..quant.rounding import dequantize
+from .merged_weights import MergedWeights
 
 if TYPE_CHECKING:
     import torch  # the reference imports it, with a sentence where it is missing
@@ -137,7 +139,7 @@ class FileWeights:
             elif not neutral(self._read(info, "", 0, 1)).all():
                 self.problems.append(f"{name} does not hold what leaves attention as it is")
 
-    def check(self, part: str, name: str, tensor: Tensor) -> TensorCheck:
+    def check(self, part: str, name: str, tensor: Tensor, stored: StoredWeights) -> TensorCheck:
         """All weights of one tensor against the checkpoint's, a few rows at a time."""
         info = self.infos[name]
         rows = info.n_elements // info.shape[-1]
@@ -152,7 +154,7 @@ class FileWeights:
             if scale is not None and self.exact and info.type == "q4_0":
                 theirs = fake_quantized(tensor, scale, first, last)
             else:
-                theirs = read_rows(tensor, *whole).reshape(ours.shape)
+                theirs = stored.read(tensor, *whole).reshape(ours.shape)
             with np.errstate(all="ignore"):  # what is no finite number is outside
                 error = np.nan_to_num(np.abs(ours - theirs), nan=np.inf, posinf=np.inf)
                 largest = max(largest, float(error.max()))
@@ -161,6 +163,8 @@ class FileWeights:
                     bits = 8 * info.n_bytes / info.n_elements
                     error = np.sqrt(np.square(error).mean(1))
                     allowed = 2 ** (2 - bits) * np.sqrt(np.square(theirs).mean(1))
+                elif (slack := _slack(info.type, stored, tensor, first, last)) is not None:
+                    allowed = allowed + slack
                 outside += int(np.count_nonzero(~(error <= allowed)))
                 forbidden |= bool((error[allowed == 0] != 0).any())
                 shares = np.divide(error, allowed, out=np.zeros_like(error), where=allowed > 0)
@@ -189,6 +193,18 @@ class FileWeights:
         pair = (half, 2) if self.arch in NEIGHBOURS else (2, half)
         heads = values.reshape(-1, *pair, info.shape[-1])
         return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(values.shape)
+
+
+def _slack(
+    kind: str, stored: StoredWeights, tensor: Tensor, first: int, last: int
+) -> Floats | None:
+    """How much further rounded weights may lie from those of `stored` since they were rounded from
+    sums in float32. To floats a sum brings its own error, twice where it is rounded afterwards; in
+    a block it may also move the scale, by the largest error among its weights."""
+    slack = stored.slack(tensor, first, last) if isinstance(stored, MergedWeights) else None
+    if slack is None or kind == "f32":
+        return slack
+    return 2 * slack if kind in FLOATS else 4 * slack.max(1, keepdims=True)
 
 
 def round_input(x: torch.Tensor, kind: str) -> torch.Tensor:

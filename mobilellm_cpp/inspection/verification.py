@@ -25,13 +25,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..convert.adapter import Adapter
+from ..convert.adapter_conversion import open_adapter
 from ..convert.checkpoint import Checkpoint, open_checkpoint
-from ..convert.reference import MAX_TOKENS, Reference, torch_threads
+from ..convert.reference import MAX_TOKENS, Reference, StoredWeights, torch_threads
 from ..engine.gguf_file import open_gguf
 from ..engine.library import llama_cpp
 from ..engine.model import MobileLLM
 from ..errors import CheckpointError, ModelError
 from .file_weights import FileWeights, Floats, TensorCheck
+from .merged_weights import MergedWeights
 from .metadata_check import check_metadata
 from .tokenizer_check import TEXT, TokenizerCheck, check_tokenizer
 from .vocabulary_check import check_vocabulary
@@ -77,10 +80,12 @@ class GraphCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """The answers; `failures` has a sentence for each that is no, and `ok` says that none is."""
+    """The answers; `failures` has a sentence for each that is no, and `ok` says that none is.
+    `adapter` is the folder of one that is merged into the checkpoint's weights."""
 
     model: str
     checkpoint: str
+    adapter: str | None
     metadata: dict[str, Any]  # what was compared, as the checkpoint has it
     tensors: list[TensorCheck]
     tokenizer: TokenizerCheck
@@ -102,18 +107,23 @@ def verify(
     settings: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
     revision: str | None = None,
+    adapter: str | Path | Adapter | None = None,
     n_threads: int = 0,
 ) -> Verification:
     """Compare the GGUF file `model` with the `checkpoint` it was made from, a folder, a hub id or
     an open one.
 
     `text` replaces the built-in text on which logits are compared. `schedule`, `settings`,
-    `chat_template` and `revision` are those of the conversion. Raises ModelError or
+    `chat_template`, `revision` and `adapter` are those of the conversion. Raises ModelError or
     CheckpointError where one of the two cannot be read at all.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint, revision, settings)
     reference = Reference(checkpoint, schedule)
+    stored = StoredWeights(reference.parts)
+    if adapter is not None:
+        adapter = open_adapter(adapter)
+        stored = MergedWeights(reference, adapter)
     hyper = reference.hyper
     path = os.fspath(model)
     with open_gguf(path) as opened:
@@ -147,19 +157,20 @@ def verify(
         raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")
 
     failures += tokenizer.differences
-    tensors = [file.check(*tensor) for tensor in file.pairs()]
+    tensors = [file.check(*tensor, stored) for tensor in file.pairs()]
     failures += file.problems
+    whose = "the checkpoint's" if adapter is None else "the checkpoint's with the adapter merged"
     for tensor in tensors:
         if tensor.outside:
             rounding = "a lattice's step" if file.exact else f"rounding to {tensor.type}"
             failures.append(
-                f"{tensor.name} is not the checkpoint's: {tensor.outside} weights are further from "
+                f"{tensor.name} is not {whose}: {tensor.outside} weights are further from "
                 f"it than {rounding} moves them, by up to {tensor.max_error:.3g}"
             )
     logits, graph = None, None
     if engine is not None and engine.shape[1] == hyper.vocab:
         with torch_threads(n_threads):
-            truth = reference.logits(tokens, positions)
+            truth = reference.logits(tokens, positions, stored)
             logits = compare_logits(truth, engine, len(tokens))
             numbers = {"PyTorch's logits": truth, "llama.cpp's logits": engine}
             if not file.problems:
@@ -181,6 +192,7 @@ def verify(
     return Verification(
         model=path,
         checkpoint=str(checkpoint.folder),
+        adapter=None if adapter is None else str(adapter.folder),
         metadata=expected,
         tensors=tensors,
         tokenizer=tokenizer,
