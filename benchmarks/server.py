@@ -9,7 +9,8 @@ round, and the table has their medians. The weights are random at the published 
 greedy. A server's tokens/s are all tokens of all clients, over the time from the first request to
 the last byte: prompts (16 tokens each) and clients are part of it, while the loop's time begins
 after its prompts. --pause measures instead for how long a prompt of 2,000 tokens holds up streams
-that are going on: the longest gap between two pieces of any of them."""
+that are going on (the longest gap between two pieces of any of them), and how long after its client
+has left a place is free: in mid-answer, and while such a prompt is read."""
 
 import argparse
 import json
@@ -21,16 +22,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 from versus_stock import Bench
 
 CLIENTS, MADE = 8, 224  # the loop has a context of 2048 tokens
+LONG = list(range(5, 2005))  # a prompt of token ids
 WORDS = "and the sea was as old as any of us could say on that long day"
 
 
-def request(port: int, name: str, prompt: str, tokens: int) -> bytes:
+def request(port: int, name: str, prompt: str | list[int], tokens: int) -> bytes:
     body = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
     text = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
@@ -49,7 +52,7 @@ class Clients:
         self.times: dict[socket.socket, list[float]] = {}
         self.open = 0
 
-    def ask(self, prompt: str, tokens: int) -> socket.socket:
+    def ask(self, prompt: str | list[int], tokens: int) -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port))
         sock.sendall(request(self.port, self.name, prompt, tokens))
         self.texts[sock], self.times[sock] = bytearray(), []
@@ -92,11 +95,11 @@ def longest_pause(port: int, name: str) -> tuple[float, float]:
     """Seconds between two pieces of streams, the longest, before and while a prompt of 2,000 tokens
     is read."""
     clients = Clients(port, name)
-    asked = [clients.ask(f"{i} {WORDS}", 1000) for i in range(4)]
+    asked = [clients.ask(f"{i} {WORDS}", 400) for i in range(4)]
     while min(len(clients.times[sock]) for sock in asked) < 60:
         clients.read()
     begun = time.perf_counter()
-    long = clients.ask("word " * 1998, 2)
+    long = clients.ask(LONG, 2)
     while len(clients.times[long]) < 2:
         clients.read()
     ended = clients.times[long][0]
@@ -111,6 +114,37 @@ def longest_pause(port: int, name: str) -> tuple[float, float]:
         return max(gaps)
 
     return longest(begun - 0.3, begun), longest(begun - 0.1, ended + 0.1)
+
+
+def until_free(port: int, name: str, prompt: str | list[int], wait: float) -> float:
+    """Seconds from a client's leaving, so long after its answer goes on, until nothing does."""
+    sock = socket.create_connection(("127.0.0.1", port))
+    sock.sendall(request(port, name, prompt, 2000))
+    while not going(port):
+        pass
+    time.sleep(wait)
+    sock.close()
+    left = time.perf_counter()
+    while going(port):
+        pass
+    return time.perf_counter() - left
+
+
+def going(port: int) -> float:
+    """How many answers go on."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = answer.read().decode()
+    return float(text.split("\nmobilellm_answers_going ")[1].split()[0])
+
+
+def pauses(port: int, name: str) -> dict[str, float]:
+    alone, beside = longest_pause(port, name)
+    return {
+        "longest gap, streams alone": alone,
+        "longest gap, beside a prompt of 2,000 tokens": beside,
+        "a place is free, left in mid-answer": until_free(port, name, WORDS, 0.3),
+        "a place is free, left in mid-prompt": until_free(port, name, LONG, 0.1),
+    }
 
 
 @contextmanager
@@ -176,9 +210,10 @@ def main() -> None:
         bench = Bench(args.folder or Path(temporary), args.shape, args.rounds)
         model = bench.model("base", args.type)
         if args.pause:
-            pauses = [ours(model, args.threads, longest_pause) for _ in range(args.rounds)]
-            for name, at in (("streams alone", 0), ("beside 2,000 tokens", 1)):
-                print(f"{name}: {1000 * statistics.median(p[at] for p in pauses):.0f} ms")
+            found = [ours(model, args.threads, pauses) for _ in range(args.rounds)]
+            print(f"| {args.shape} {args.type}, {args.threads} threads | ms |\n|---|---|")
+            for name in found[0]:
+                print(f"| {name} | {1000 * statistics.median(each[name] for each in found):.0f} |")
             return
         loop = [str(bench.ours.loop), str(model), str(args.threads), "batch", str(CLIENTS)]
         rounds: dict[str, list[float]] = {"bare loop": [], "mobilellm serve": []}

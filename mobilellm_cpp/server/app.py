@@ -12,7 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from ..engine.model import MobileLLM
 from . import chat, completions, embeddings, ollama, responses
-from .errors import add_handlers
+from .errors import ApiError, add_handlers
 from .fields import ChatRequest, CompletionRequest, EmbeddingRequest, ResponsesRequest
 from .gate import Gate
 from .service import Limits, Service
@@ -55,6 +55,8 @@ def create_app(
 
     @app.get("/health")
     async def health() -> dict[str, str]:
+        if not service.scheduler.alive():
+            raise ApiError(503, "the thread that makes answers is gone; restart the server")
         return {"status": "ok"}
 
     model = {"id": name, "object": "model", "created": service.created, "owned_by": "mobilellm"}

@@ -121,6 +121,10 @@ class Scheduler:
             going = sum(len(job.left) for job in self._jobs if job.started)
             return going, sum(len(job.left) for job in self._jobs if not job.started)
 
+    def alive(self) -> bool:
+        """Whether jobs go on."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Ends all jobs."""
         with self._changed:
