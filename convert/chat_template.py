@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gguf.constants import Keys
+
 from mobilellm_cpp.errors import CheckpointError
 
 from .config import read_json
@@ -40,10 +42,11 @@ def chosen_templates(
     further = {_key(name): text for name, text in templates.items() if name != DEFAULT}
     metadata = {}
     if own is not None:
-        metadata["tokenizer.chat_template"] = string(own)
+        metadata[Keys.Tokenizer.CHAT_TEMPLATE] = string(own)
     if further:
-        metadata["tokenizer.chat_templates"] = array_string([name.encode() for name in further])
-        metadata |= {f"tokenizer.chat_template.{n}": string(text) for n, text in further.items()}
+        metadata[Keys.Tokenizer.CHAT_TEMPLATES] = array_string([n.encode() for n in further])
+        key = Keys.Tokenizer.CHAT_TEMPLATE_N
+        metadata |= {key.format(name=name): string(text) for name, text in further.items()}
     notes = []
     if own is None and further:
         notes.append(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gguf.constants import Keys
+
 from mobilellm_cpp.errors import CheckpointError
 
 from .added_tokens import added_tokens
@@ -16,6 +18,9 @@ from .sentencepiece_file import read_sentencepiece
 from .text_rules import text_rules
 from .tokenizer_file import TokenizerFile
 from .vocabulary import Vocabulary
+
+T = Keys.Tokenizer
+ENDS = (T.EOT_ID, T.EOM_ID, T.FIM_REP_ID, T.FIM_SEP_ID, T.FIM_PAD_ID)  # a text ends at each of them
 
 
 class TokenizerFolder:
@@ -66,21 +71,21 @@ def read_tokenizer(
     if otherwise and stock:
         notes.append(f"stock llama.cpp cuts some texts otherwise: {'; '.join(otherwise)}")
     metadata = {
-        "tokenizer.ggml.model": string(vocabulary.model),
-        "tokenizer.ggml.pre": string(vocabulary.pre),
-        "tokenizer.ggml.tokens": array_string(vocabulary.tokens),
-        "tokenizer.ggml.token_type": array_i32(vocabulary.types),
+        T.MODEL: string(vocabulary.model),
+        T.PRE: string(vocabulary.pre),
+        T.LIST: array_string(vocabulary.tokens),
+        T.TOKEN_TYPE: array_i32(vocabulary.types),
     }
     if vocabulary.scores:
-        metadata["tokenizer.ggml.scores"] = array_f32(vocabulary.scores)
+        metadata[T.SCORES] = array_f32(vocabulary.scores)
     if vocabulary.merges:
-        metadata["tokenizer.ggml.merges"] = array_string(vocabulary.merges)
+        metadata[T.MERGES] = array_string(vocabulary.merges)
     ids, further = _special_ids(folder, config, vocabulary)
-    metadata |= {f"tokenizer.ggml.{name}_token_id": u32(i) for name, i in ids.items()}
-    metadata["tokenizer.ggml.add_bos_token"] = boolean(vocabulary.add_bos)
-    metadata["tokenizer.ggml.add_eos_token"] = boolean(vocabulary.add_eos)
+    metadata |= {key: u32(i) for key, i in ids.items()}
+    metadata[T.ADD_BOS] = boolean(vocabulary.add_bos)
+    metadata[T.ADD_EOS] = boolean(vocabulary.add_eos)
     if vocabulary.model == "llama" and vocabulary.prefix == "none":
-        metadata["tokenizer.ggml.add_space_prefix"] = boolean(False)
+        metadata[T.ADD_PREFIX] = boolean(False)
     templates, unchosen = chosen_templates(folder, source.settings, template)
     return metadata | rules | templates, [*notes, *further, *unchosen]
 
@@ -92,11 +97,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _special_ids(
     folder: Path, config: Config, vocabulary: Vocabulary
 ) -> tuple[dict[str, int], list[str]]:
-    """Ids by GGUF's names. Every end-of-turn id ends an answer: llama.cpp ends a text at any token
+    """Ids by GGUF's keys. Every end-of-turn id ends an answer: llama.cpp ends a text at any token
     that stands in one of these places (the last three are of fill-in-the-middle models)."""
     size = len(vocabulary.tokens)
     ids = {}
-    for name, key in (("bos", "bos"), ("unk", "unknown"), ("pad", "padding")):
+    for name, key in (("bos", T.BOS_ID), ("unk", T.UNK_ID), ("pad", T.PAD_ID)):
         token_id = vocabulary.ids.get(name)
         if token_id is None:
             token_id = config.token_id(f"{name}_token_id", size)
@@ -109,13 +114,12 @@ def _special_ids(
             if type(end) is int and 0 <= end < size and end not in ends:
                 ends.append(end)
     if ends:
-        ids["eos"] = ends.pop(0)
+        ids[T.EOS_ID] = ends.pop(0)
     for end in list(ends):
-        if b"eom" in vocabulary.tokens[end] and "eom" not in ids:
-            ids["eom"] = end
+        if b"eom" in vocabulary.tokens[end] and T.EOM_ID not in ids:
+            ids[T.EOM_ID] = end
             ends.remove(end)
-    places = ("eot", "eom", "fim_rep", "fim_sep", "fim_pad")
-    for key, end in zip([k for k in places if k not in ids], list(ends), strict=False):
+    for key, end in zip([k for k in ENDS if k not in ids], list(ends), strict=False):
         ids[key] = end
         ends.remove(end)
     return ids, [f"token {end} ends a text too, for which the file has no place" for end in ends]
