@@ -49,7 +49,7 @@ class LowRank:
 
 class Adapter:
     """An adapter's folder; `name` is what people call it, `base` what adapter_config.json calls the
-    checkpoint it belongs to, "" where it does not say."""
+    checkpoint it belongs to, "" where it does not say, and `revision` which one of it."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
@@ -66,6 +66,9 @@ class Adapter:
         self._alphas = self._pattern("alpha_pattern")
         base = self.config.get("base_model_name_or_path")
         self.base = base if isinstance(base, str) else ""
+        self.revision = self.config.get("revision") or None
+        if not isinstance(self.revision, str | None):
+            raise self.config.refusal("revision", "must be a string", self.revision)
         found = [folder / file for file in ADAPTER_WEIGHTS if (folder / file).exists()]
         if not found:
             raise CheckpointError(

@@ -20,7 +20,7 @@ from mobilellm_cpp.errors import CheckpointError
 from ..quant.rounding import Rounder
 from ..quant.types import OUTPUT_TYPES
 from .adapter import CONFIG, Adapter, LowRank
-from .checkpoint import is_hub_id, open_checkpoint, open_source
+from .checkpoint import Checkpoint, is_hub_id, open_checkpoint, open_source
 from .config import Config
 from .families import Decoder, Weight, read_family
 from .families.decoder import decide_tying, decoder_metadata, execution_order, tensor_names
@@ -60,9 +60,10 @@ def convert_adapter(
     file `out`, which llama.cpp loads beside a model file of its base.
 
     `base` is the checkpoint that the adapter was trained on, a folder or a hub id; by default the
-    one that adapter_config.json names. Of a base whose weights are not needed only config.json is
-    read. `type` is f32, f16 or bf16. `schedule`, `settings` and `portable` are those with which the
-    base was converted. Without `out` the file goes to <name>-lora-<type>[-portable].gguf here.
+    one that adapter_config.json names, a hub id in the `revision` that stands there. Of a base
+    whose weights are not needed only config.json is read. `type` is f32, f16 or bf16. `schedule`,
+    `settings` and `portable` are those with which the base was converted. Without `out` the file
+    goes to <name>-lora-<type>[-portable].gguf here.
     Raises CheckpointError for whatever cannot be converted; `out` is then as it was before.
     """
     if type not in TYPES:
@@ -72,13 +73,12 @@ def convert_adapter(
         name = f"{adapter.name}-lora-{type}{'-portable' if portable else ''}.gguf"
         path = Path(name if out is None else out).expanduser()
         check_output(path, adapter.files)
-        checkpoint = base_of(adapter, base)
         config = base_config(adapter, base, settings)
         decoder = read_family(config)
         order = execution_order(config, decoder.blocks, schedule)
 
         def tied() -> bool:
-            return decide_tying(config, open_checkpoint(checkpoint, None, settings).tensors())[0]
+            return decide_tying(config, open_base(adapter, base, settings).tensors())[0]
 
         found = adapted(adapter, decoder, order, tied)
         if unread := config.unread - {"share_embedding", "tie_word_embeddings"}:
@@ -189,10 +189,18 @@ def _pair(matrix: str, part: LowRank, alpha: float, head_rows: int) -> list[Weig
     ]
 
 
-def base_of(adapter: Adapter, base: str | Path | None) -> str | Path:
+def open_base(
+    adapter: Adapter, base: str | Path | None, settings: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """The checkpoint that an adapter belongs to: `base`, or what adapter_config.json names."""
+    source, revision = _base_of(adapter, base)
+    return open_checkpoint(source, revision, settings)
+
+
+def _base_of(adapter: Adapter, base: str | Path | None) -> tuple[str | Path, str | None]:
+    """The base and its revision, which adapter_config.json has for a hub id of its own."""
     if base is not None:
-        return base
+        return base, None
     if not adapter.base:
         raise CheckpointError(f"{adapter.folder / CONFIG} names no base: give it with --base.")
     if not Path(adapter.base).is_dir() and not is_hub_id(adapter.base):
@@ -200,19 +208,19 @@ def base_of(adapter: Adapter, base: str | Path | None) -> str | Path:
             f"{adapter.folder / CONFIG} names the base {adapter.base}, which is neither a folder "
             "here nor a hub id: give it with --base."
         )
-    return adapter.base
+    return adapter.base, None if Path(adapter.base).is_dir() else adapter.revision
 
 
 def base_config(
     adapter: Adapter, base: str | Path | None, settings: Mapping[str, Any] | None = None
 ) -> Config:
     """The base's config.json, without its weights."""
-    checkpoint = base_of(adapter, base)
+    checkpoint, revision = _base_of(adapter, base)
     folder = Path(checkpoint).expanduser()
     if not folder.exists() and is_hub_id(str(checkpoint)):
         from .hub import download
 
-        folder = download(str(checkpoint), None, config_only=True)
+        folder = download(str(checkpoint), revision, config_only=True)
     elif folder.is_file():
         folder = folder.parent
     return Config(folder / "config.json", settings)

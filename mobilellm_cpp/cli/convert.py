@@ -68,8 +68,8 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a MobileLLM checkpoint, or a LoRA adapter for one, to a GGUF file."""
-    from ..convert import Adapter, open_checkpoint, open_source
-    from ..convert.adapter_conversion import base_of
+    from ..convert import Adapter, open_source
+    from ..convert.adapter_conversion import open_base
     from ..quantization.checkpoint import convert_to
 
     if verify:
@@ -82,7 +82,7 @@ def convert(
         if not merge:
             _convert_adapter(adapter, out, base, type, schedule, fields, portable, verify)
             return
-        checkpoint = open_checkpoint(base_of(adapter, base), None, fields)
+        checkpoint = open_base(adapter, base, fields)
     elif base or merge:
         raise CheckpointError(f"{source} is no adapter: --base and --merge are for one")
     with progress_bar() as progress:

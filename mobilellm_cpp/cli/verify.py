@@ -55,8 +55,8 @@ def verify(
 ) -> None:
     """Compare a model with its checkpoint, or with a base and the adapter merged into it: weights,
     metadata, tokens and logits; or an adapter file with its folder. Needs torch."""
-    from ..convert import Adapter, open_checkpoint, open_source
-    from ..convert.adapter_conversion import base_of
+    from ..convert import Adapter, open_source
+    from ..convert.adapter_conversion import open_base
     from ..inspection.adapter_check import is_adapter_file, verify_adapter
     from ..inspection.verification import verify as compare
     from .common import resolve
@@ -87,7 +87,7 @@ def verify(
     path, fields = resolve(model, type), parse_settings(settings)
     opened, adapter = open_source(checkpoint, revision, fields), None
     if isinstance(opened, Adapter):
-        adapter, opened = opened, open_checkpoint(base_of(opened, base), None, fields)
+        adapter, opened = opened, open_base(opened, base, fields)
     elif base:
         raise CheckpointError(f"{checkpoint} is no adapter: --base is for one")
     found = compare(

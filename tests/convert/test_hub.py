@@ -33,7 +33,7 @@ from mobilellm_cpp.errors import CheckpointError
 try:
     source = open_source(sys.argv[1], sys.argv[3] or None)
     convert = convert_adapter if isinstance(source, Adapter) else convert_checkpoint
-    convert(source, sys.argv[2])
+    convert(source, sys.argv[2], **({"base": sys.argv[4]} if sys.argv[4] else {}))
 except CheckpointError as error:
     sys.exit(str(error))
 """
@@ -174,7 +174,12 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def start(
-    hub: Hub, tmp_path: Path, repo: str = "org/model", revision: str = "", **settings: str
+    hub: Hub,
+    tmp_path: Path,
+    repo: str = "org/model",
+    revision: str = "",
+    base: str = "",
+    **settings: str,
 ) -> subprocess.Popen[str]:
     environment = os.environ | {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
@@ -186,7 +191,7 @@ def start(
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
         if name not in settings:
             environment.pop(name, None)
-    command = [sys.executable, "-c", WORKER, repo, str(tmp_path / "hub.gguf"), revision]
+    command = [sys.executable, "-c", WORKER, repo, str(tmp_path / "hub.gguf"), revision, base]
     empty = tmp_path / "empty"  # a folder org/model would be taken before the hub's
     empty.mkdir(exist_ok=True)
     return subprocess.Popen(
@@ -424,3 +429,30 @@ def test_an_adapter_and_its_base(hub: Hub, tmp_path: Path) -> None:
     assert convert(hub, tmp_path, "org/model", "lora", HF_HUB_OFFLINE="1") == got
     del hub.revisions["main"]
     assert convert(hub, tmp_path, "org/model", "lora", HF_ENDPOINT="http://127.0.0.1:9") == got
+
+
+def test_the_revision_of_an_adapters_base(hub: Hub, tmp_path: Path) -> None:
+    """The one in adapter_config.json is for the base that stands beside it, not for --base."""
+    peft_model(make_checkpoint(tmp_path / "base")).save_pretrained(tmp_path / "lora")
+    expected = convert_adapter(tmp_path / "lora", tmp_path / "a.gguf").path.read_bytes()
+    hub.revisions |= {
+        "main": make_checkpoint(tmp_path / "other", hidden=96),
+        "v2": tmp_path / "base",
+    }
+    config = tmp_path / "lora" / "adapter_config.json"
+    fields = json.loads(config.read_text()) | {"base_model_name_or_path": "org/model"}
+    lora = str(tmp_path / "lora")
+    process = start(hub, tmp_path, lora, base="org/model")
+    assert "config.json makes it" in process.communicate(timeout=60)[1]
+    config.write_text(json.dumps(fields))
+    process = start(hub, tmp_path, lora)
+    assert "config.json makes it" in process.communicate(timeout=60)[1]
+    config.write_text(json.dumps(fields | {"revision": "v2"}))
+    assert convert(hub, tmp_path, lora) == expected
+    process = start(hub, tmp_path, lora, base="org/model")
+    assert "config.json makes it" in process.communicate(timeout=60)[1]
+    config.write_text(json.dumps(fields | {"revision": "v3"}))
+    assert "org/model at revision v3 does not exist" in start(hub, tmp_path, lora).communicate()[1]
+    config.write_text(json.dumps(fields | {"revision": ["v2"]}))
+    with pytest.raises(CheckpointError, match="revision must be a string, not"):
+        convert_adapter(lora, tmp_path / "b.gguf")
