@@ -4,19 +4,24 @@
 // A packed matrix is rows in groups of 32, so that one block of activations serves 16 rows from one register, and from
 // another 16 more. The last group is filled up with zero rows. Groups follow each other, and in a group its blocks of
 // columns: what a product reads is one stream of bytes from beginning to end, which processors fetch ahead by
-// themselves. A block is
+// themselves. A block, of as many columns as in GGUF, is (form.h has how much of each for every type)
 //
-//     scales   32 fp16   scale of row r at 2 r
-//     quants   chunks    of 64 bytes, 4 of each of 16 rows: byte 4 r + c belongs to row r
+//     halves   32 fp16 each   scale of row r at 2 r; then likewise its minimum
+//     subs     32 bytes each  the bytes of smaller scales, number i of row r at 32 i + r
+//     quants                  for every 64 columns, or 32 where a block has no more: planes of chunks of 64 bytes
 //
-//              block    chunks   byte c of row r in chunk i holds
-//     Q4_0     32 cols  8        column 4i + c of row r in its low nibble, of row 16 + r in its high nibble
-//     Q8_0     32 cols  16       column 4 (i / 2) + c, of row r where i is even, of row 16 + r where it is odd
-//     Q2_0     64 cols  8        column 4i + c of rows r and 16 + r in bits 0-1 and 2-3, 32 + 4i + c in 4-5 and 6-7
+//     plane    chunks, columns  byte 4 r + c of chunk i holds
+//     1 bit    2 for 32         column 4j + c in bit j, of row r where i is even, of row 16 + r where it is odd
+//     2 bits   8 for 64         column 4i + c of rows r and 16 + r in bits 0-1 and 2-3, 32 + 4i + c in 4-5 and 6-7
+//     4 bits   8 for 32         column 4i + c of row r in its low nibble, of row 16 + r in its high nibble
+//     8 bits   16 for 32        column 4 (i / 2) + c, of row r where i is even, of row 16 + r where it is odd
 //
 // So 4 bytes of a row always stand against 4 neighbouring activations, which is what dot-product instructions take.
+// Quants of 3, 5 and 6 bits lie in two planes; the one of fewer bits, which are the quant's high ones, comes first. No
+// byte is added to what GGUF has.
+//
 // Two rows that share bytes share their activations q too: where l is the low one and x = l + 16 h, the high
-// one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x. In Q2_0 the factor is 4.
+// one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x. With 2 bits the factor is 4.
 //
 // ARM's dot products take signed weights: there Q4_0's high nibbles hold w, not w + 8 (HIGH_SIGN).
 
@@ -70,15 +75,21 @@ struct activations {
     float   d;
     int32_t minus_sum;  // -Σ q, which takes back an offset of 1 in the weights, and that times 8
     int32_t minus_8_sum;
+    int32_t minus_first_sum;  // that of the first 16
 };
 
-// static: a copy for each instruction set
+// Of a block whose q are there. static: a copy for each instruction set
 static inline void set_sum(activations & block, int32_t sum) {
-    block.minus_sum   = -sum;
-    block.minus_8_sum = -8 * sum;
+    int32_t first = 0;
+    for (int i = 0; i < 16; ++i) {
+        first += block.q[i];
+    }
+    block.minus_sum       = -sum;
+    block.minus_8_sum     = -8 * sum;
+    block.minus_first_sum = -first;
 }
 
-// True for the types above in rows that divide by 64.
+// True for the types of form.h in rows that divide by 64 and by the type's block.
 bool packable(ggml_type type, int64_t n_cols);
 
 // Bytes of one group, of a whole matrix (both multiples of 64), and of one row of activations.

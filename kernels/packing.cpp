@@ -1,5 +1,6 @@
 // GGUF rows <-> packed groups. The layout is drawn in kernels.h.
 
+#include "form.h"
 #include "kernels.h"
 
 #include <algorithm>
@@ -13,26 +14,139 @@ namespace mobilellm {
 
 namespace {
 
-// How one block of a row looks in GGUF: an fp16 scale, then the quants.
-struct format {
-    int64_t columns;
-    int64_t words;  // of 4 bytes
-
-    int64_t bytes() const { return 2 + 4 * words; }
-
-    int64_t packed() const { return GROUP * bytes(); }  // of a group
+// Where a row's block has its parts in GGUF: halves, smaller scales and the planes of its quants. Byte l of the nibbles
+// of `span` columns holds columns l and span / 2 + l.
+struct stored {
+    int bytes;
+    int halves;
+    int subs;
+    int ones;
+    int pairs;
+    int nibbles;
+    int span;
 };
 
-format format_of(ggml_type type) {
+constexpr stored stored_of(ggml_type type) {
     switch (type) {
-        case GGML_TYPE_Q4_0:
-            return { 32, 4 };
-        case GGML_TYPE_Q8_0:
-            return { 32, 8 };
         case GGML_TYPE_Q2_0:
-            return { 64, 4 };
+            return { 18, 0, 0, 0, 2, 0, 0 };
+        case GGML_TYPE_Q5_0:
+            return { 22, 0, 0, 2, 0, 6, 32 };
+        case GGML_TYPE_Q5_1:
+            return { 24, 0, 0, 4, 0, 8, 32 };
+        case GGML_TYPE_Q8_0:
+            return { 34, 0, 0, 0, 0, 0, 0 };  // the quants follow
+        case GGML_TYPE_Q4_1:
+            return { 20, 0, 0, 0, 0, 4, 32 };
+        case GGML_TYPE_IQ4_XS:
+            return { 136, 0, 2, 0, 0, 8, 32 };
+        case GGML_TYPE_Q3_K:
+            return { 110, 108, 96, 0, 32, 0, 0 };
+        case GGML_TYPE_Q4_K:
+            return { 144, 0, 4, 0, 0, 16, 64 };
+        case GGML_TYPE_Q5_K:
+            return { 176, 0, 4, 16, 0, 48, 64 };
+        case GGML_TYPE_Q6_K:
+            return { 210, 208, 192, 0, 128, 0, 128 };
         default:
-            return { 0, 0 };
+            return { 18, 0, 0, 0, 0, 2, 32 };
+    }
+}
+
+// Calls f(column, byte of the plane, bit in it) for every column of a block.
+template <ggml_type TYPE, int BITS, class F>
+inline void each_column(F f) {
+    constexpr int columns = form_of(TYPE).columns;
+    if constexpr (BITS == 4) {
+        constexpr int half = stored_of(TYPE).span / 2;
+        for (int c = 0; c < columns; c += 2 * half) {
+            for (int l = 0; l < half; ++l) {
+                f(c + l, c / 2 + l, 0);
+                f(c + half + l, c / 2 + l, 4);
+            }
+        }
+    } else if constexpr (columns < 256) {
+        for (int c = 0; c < columns; ++c) {
+            f(c, c * BITS / 8, c * BITS % 8);
+        }
+    } else {  // runs of 32 bytes
+        for (int first = 0; first < columns * BITS / 8; first += 32) {
+            for (int bit = 0; bit < 8; bit += BITS) {
+                for (int l = 0; l < 32; ++l) {
+                    f(first * 8 / BITS + bit / BITS * 32 + l, first + l, bit);
+                }
+            }
+        }
+    }
+}
+
+// The bits of a byte (or its pairs) as bytes, the first one first.
+template <int BITS>
+inline uint64_t spread(uint64_t x) {
+    if (BITS == 2) {
+        x = (x | x << 12) & 0x000F000F;
+        return (x | x << 6) & 0x03030303;
+    }
+    x = (x | x << 28) & 0x0000000F0000000F;
+    x = (x | x << 14) & 0x0003000300030003;
+    return (x | x << 7) & 0x0101010101010101;
+}
+
+// Adds a plane to the quants of a block, `to` bits further up.
+template <ggml_type TYPE, int BITS>
+inline void read_plane(const uint8_t * plane, int to, uint8_t * q) {
+    constexpr int columns = form_of(TYPE).columns;
+    if constexpr (BITS == 4) {  // always the first
+        each_column<TYPE, 4>([&](int c, int i, int bit) { q[c] = plane[i] >> bit & 15; });
+    } else if constexpr (columns < 256) {
+        for (int i = 0; i < columns * BITS / 8; ++i, q += 8 / BITS) {
+            uint64_t quants = 0;
+            std::memcpy(&quants, q, 8 / BITS);
+            quants |= spread<BITS>(plane[i]) << to;
+            std::memcpy(q, &quants, 8 / BITS);
+        }
+    } else {
+        each_column<TYPE, BITS>([&](int c, int i, int bit) { q[c] |= (plane[i] >> bit & ((1 << BITS) - 1)) << to; });
+    }
+}
+
+// The quants of a block in GGUF, a byte each.
+template <ggml_type TYPE>
+inline void read_quants(const uint8_t * block, uint8_t * q) {
+    constexpr form   F = form_of(TYPE);
+    constexpr stored S = stored_of(TYPE);
+    if constexpr (F.bits == 8) {
+        std::memcpy(q, block + 2, F.columns);
+    } else if constexpr (has_plane(F, 4)) {
+        read_plane<TYPE, 4>(block + S.nibbles, 0, q);
+    } else {
+        std::memset(q, 0, F.columns);
+    }
+    if constexpr (has_plane(F, 2)) {
+        read_plane<TYPE, 2>(block + S.pairs, plane_bit(F, 2), q);
+    }
+    if constexpr (has_plane(F, 1)) {
+        read_plane<TYPE, 1>(block + S.ones, plane_bit(F, 1), q);
+    }
+}
+
+template <ggml_type TYPE>
+void write_quants(const uint8_t * q, uint8_t * block) {
+    constexpr form   F = form_of(TYPE);
+    constexpr stored S = stored_of(TYPE);
+    if constexpr (F.bits == 8) {
+        std::memcpy(block + 2, q, F.columns);
+    }
+    if constexpr (has_plane(F, 4)) {
+        each_column<TYPE, 4>([&](int c, int i, int bit) { block[S.nibbles + i] |= (q[c] & 15) << bit; });
+    }
+    if constexpr (has_plane(F, 2)) {
+        constexpr int from = plane_bit(F, 2);
+        each_column<TYPE, 2>([&](int c, int i, int bit) { block[S.pairs + i] |= (q[c] >> from & 3) << bit; });
+    }
+    if constexpr (has_plane(F, 1)) {
+        constexpr int from = plane_bit(F, 1);
+        each_column<TYPE, 1>([&](int c, int i, int bit) { block[S.ones + i] |= (q[c] >> from & 1) << bit; });
     }
 }
 
@@ -40,161 +154,136 @@ size_t padded(size_t size) {
     return (size + 63) / 64 * 64;
 }
 
-// 4 × 4 bit pairs, transposed: pair c of byte k goes to pair k of byte c. Its own inverse.
-uint32_t transposed(uint32_t x) {
-    uint32_t t = (x ^ (x >> 6)) & 0x00CC00CC;
-    x ^= t ^ (t << 6);
-    t = (x ^ (x >> 12)) & 0x0000F0F0;
-    return x ^ t ^ (t << 12);
-}
-
-// The quants of a Q2_0 block: GGUF has columns 4k .. 4k+3 in byte k, put in order they are 16j + k for j = 0 .. 3. Seen
-// as 16 × 4 pairs of bits, that is GGUF's row 4j + m, pair c, to byte 4m + c, pair j.
-void in_order_q2_0(const uint8_t * in, uint8_t * out) {
-    for (int m = 0; m < 4; ++m) {
-        const uint32_t x = in[m] | in[4 + m] << 8 | in[8 + m] << 16 | uint32_t(in[12 + m]) << 24;
-        const uint32_t y = transposed(x);
-        std::memcpy(out + 4 * m, &y, 4);
-    }
-}
-
-void as_gguf_q2_0(const uint8_t * in, uint8_t * out) {
-    for (int m = 0; m < 4; ++m) {
-        uint32_t y;
-        std::memcpy(&y, in + 4 * m, 4);
-        const uint32_t x = transposed(y);
-        for (int j = 0; j < 4; ++j) {
-            out[4 * j + m] = uint8_t(x >> (8 * j));
-        }
-    }
-}
-
-// Where two rows share bytes: the bits of columns 0 to 15 in a byte of a block in GGUF's order (Q2_0: put in order,
-// and 32 to 47), and how far from them those of the 16 columns after.
-struct halves {
-    uint8_t mask;
-    int     shift;
-    uint8_t sign;  // by which packed bytes differ
-};
-
-constexpr halves halves_of(ggml_type type) {
-    return type == GGML_TYPE_Q4_0 ? halves{ 0x0F, 4, HIGH_SIGN } : halves{ 0x33, 2, 0 };
-}
-
 #ifndef __SSE2__
-// Four bytes of each of 16 rows, chunk by chunk, STEP chunks apart.
-template <int WORDS, int STEP>
-void interleave(const uint8_t * rows, size_t row_size, uint8_t * quants) {
+// WORDS times four bytes of each of 16 rows, one chunk after the other.
+template <int WORDS>
+void interleave(const uint8_t * rows, size_t row_size, uint8_t * chunks) {
     for (int64_t r = 0; r < 16; ++r) {
         for (int i = 0; i < WORDS; ++i) {
-            std::memcpy(quants + 64 * STEP * i + 4 * r, rows + r * row_size + 4 * i, 4);
+            std::memcpy(chunks + 64 * i + 4 * r, rows + r * row_size + 4 * i, 4);
         }
     }
 }
 #endif
 
-// One block of 32 rows.
+// The planes of a part of 32 rows, whose quants lie a byte each, rows `row_size` bytes apart.
 template <ggml_type TYPE>
-void pack_block(const uint8_t * rows, size_t row_size, uint8_t * quants) {
-    if (TYPE == GGML_TYPE_Q8_0) {
-        interleave<8, 2>(rows, row_size, quants);
-        interleave<8, 2>(rows + 16 * row_size, row_size, quants + 64);
-        return;
+void pack_part(const uint8_t * rows, size_t row_size, uint8_t * out) {
+    constexpr form F = form_of(TYPE);
+    constexpr int  N = part_columns(F) / 4;  // chunks
+
+    uint8_t low[64 * N];   // of rows 0 to 15
+    uint8_t high[64 * N];  // of rows 16 to 31
+    interleave<N>(rows, row_size, low);
+    interleave<N>(rows + 16 * row_size, row_size, high);
+    if constexpr (F.bits == 8) {
+        for (int i = 0; i < N; ++i) {
+            std::memcpy(out + 128 * i, low + 64 * i, 64);
+            std::memcpy(out + 128 * i + 64, high + 64 * i, 64);
+        }
     }
-    constexpr halves  h    = halves_of(TYPE);
-    constexpr uint8_t high = uint8_t(~h.mask);
-    uint8_t           other[4 * 64];
-    interleave<4, 1>(rows, row_size, quants);
-    interleave<4, 1>(rows + 16 * row_size, row_size, other);
-    for (int64_t i = 0; i < 4 * 64; ++i) {
-        const uint8_t a = quants[i];
-        const uint8_t b = other[i];
-        quants[i]       = uint8_t((a & h.mask) | (b & h.mask) << h.shift) ^ h.sign;
-        quants[256 + i] = uint8_t((a >> h.shift & h.mask) | (b & high)) ^ h.sign;
+    if constexpr (has_plane(F, 4)) {
+        uint8_t * plane = out + plane_at(F, 4);
+        for (int i = 0; i < 64 * N; ++i) {
+            plane[i] = uint8_t((low[i] & 15) | high[i] << 4) ^ high_sign<TYPE>();
+        }
+    }
+    if constexpr (has_plane(F, 2)) {
+        constexpr int from   = plane_bit(F, 2);
+        constexpr int second = 64 * N / 2;
+        uint8_t *     plane  = out + plane_at(F, 2);
+        for (int i = 0; i < second; ++i) {
+            plane[i] = uint8_t((low[i] >> from & 3) | (high[i] >> from & 3) << 2 | (low[second + i] >> from & 3) << 4 |
+                               (high[second + i] >> from & 3) << 6);
+        }
+    }
+    if constexpr (has_plane(F, 1)) {
+        constexpr int from = plane_bit(F, 1);
+        for (int first = 0; first < N; first += 8) {
+            uint8_t bits[128] = {};
+            for (int i = 0; i < 8; ++i) {  // from above, by which shifts are by constants
+                for (int k = 0; k < 64; ++k) {
+                    bits[k]      = uint8_t(bits[k] >> 1 | (low[64 * (first + i) + k] >> from & 1) << 7);
+                    bits[64 + k] = uint8_t(bits[64 + k] >> 1 | (high[64 * (first + i) + k] >> from & 1) << 7);
+                }
+            }
+            std::memcpy(out + plane_at(F, 1) + 16 * first, bits, 128);
+        }
     }
 }
 
-// A constant number of words: loading a model is mostly this loop.
-template <ggml_type TYPE, int WORDS>
+template <ggml_type TYPE>
 void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g0, int64_t g1, uint8_t * out) {
-    constexpr int64_t bytes    = 2 + 4 * WORDS;
-    const int64_t     n_blocks = n_cols / format_of(TYPE).columns;
-    const size_t      row_size = n_blocks * bytes;
+    constexpr form   F        = form_of(TYPE);
+    constexpr stored S        = stored_of(TYPE);
+    const int64_t    n_blocks = n_cols / F.columns;
+    const size_t     row_size = n_blocks * S.bytes;
 
-    uint8_t * scales = out + g0 * n_blocks * GROUP * bytes;  // of a block, which go before its quants
+    uint8_t quants[GROUP * F.columns];
+    std::memset(quants, 0, sizeof(quants));
+
+    uint8_t * block = out + g0 * n_blocks * block_bytes(F);
     for (int64_t g = g0; g < g1; ++g) {
-        const uint8_t * row = rows + g * GROUP * row_size;
-        const int64_t   n   = std::min(GROUP, n_rows - g * GROUP);
-
-        for (int64_t b = 0; b < n_blocks; ++b, scales += GROUP * bytes) {
-            uint8_t * quants = scales + GROUP * 2;
-            uint8_t   blocks[GROUP * 4 * WORDS];  // as they are packed, where that is not as they are stored
-            for (int64_t r = 0; r < n; ++r) {
-                const uint8_t * in = row + r * row_size + b * bytes;
-#ifdef __GNUC__
-                __builtin_prefetch(row + GROUP * row_size + (b * GROUP + r) * bytes);  // of the next group
-#endif
-                std::memcpy(scales + 2 * r, in, 2);
-                if (TYPE == GGML_TYPE_Q2_0) {
-                    in_order_q2_0(in + 2, blocks + 4 * WORDS * r);
-                } else if (n < GROUP) {
-                    std::memcpy(blocks + 4 * WORDS * r, in + 2, 4 * WORDS);
-                }
-            }
+        const int64_t n = std::min(GROUP, n_rows - g * GROUP);
+        for (int64_t b = 0; b < n_blocks; ++b, block += block_bytes(F)) {
             if (n < GROUP) {
-                std::memset(scales + 2 * n, 0, 2 * (GROUP - n));
-                std::memset(blocks + 4 * WORDS * n, 0, 4 * WORDS * (GROUP - n));
+                std::memset(block, 0, header_bytes(F));
+                std::memset(quants + n * F.columns, 0, (GROUP - n) * F.columns);
             }
-            if (TYPE == GGML_TYPE_Q2_0 || n < GROUP) {
-                pack_block<TYPE>(blocks, 4 * WORDS, quants);
-            } else {
-                pack_block<TYPE>(row + b * bytes + 2, row_size, quants);
+            for (int64_t r = 0; r < n; ++r) {
+                const uint8_t * in = rows + (g * GROUP + r) * row_size + b * S.bytes;
+#ifdef __GNUC__
+                for (int line = 0; line < S.bytes; line += 64) {
+                    __builtin_prefetch(in + GROUP * row_size + line);  // of the next group
+                }
+#endif
+                for (int i = 0; i < F.halves; ++i) {
+                    std::memcpy(block + 64 * i + 2 * r, in + S.halves + 2 * i, 2);
+                }
+                for (int i = 0; i < F.subs; ++i) {
+                    block[64 * F.halves + 32 * i + r] = in[S.subs + i];
+                }
+                read_quants<TYPE>(in, quants + r * F.columns);
+            }
+            for (int c = 0; c < F.columns; c += part_columns(F)) {
+                pack_part<TYPE>(quants + c, F.columns, block + header_bytes(F) + c / part_columns(F) * part_bytes(F));
             }
         }
     }
 }
 
 // Block b of a row as in GGUF.
+template <ggml_type TYPE>
 void unpack_block(const matrix & m, int64_t row, int64_t b, uint8_t * out) {
-    const format    f      = format_of(m.type);
-    const uint8_t * scales = m.data + row / GROUP * group_size(m.type, m.n_cols) + b * f.packed();
-    const uint8_t * quants = scales + GROUP * 2;
-    const int64_t   r      = row % GROUP;
-    const bool      second = r >= 16;  // of two rows that share
+    constexpr form   F     = form_of(TYPE);
+    constexpr stored S     = stored_of(TYPE);
+    const uint8_t *  block = m.data + row / GROUP * group_size(m.type, m.n_cols) + b * block_bytes(F);
+    const int64_t    r     = row % GROUP;
 
-    std::memcpy(out, scales + 2 * r, 2);
-    uint8_t bytes[32];
-    for (int64_t i = 0; i < 8; ++i) {
-        const int64_t chunk = m.type == GGML_TYPE_Q8_0 ? 2 * i + second : i;
-        std::memcpy(bytes + 4 * i, quants + 64 * chunk + 4 * (r % 16), 4);
+    std::memset(out, 0, S.bytes);
+    for (int i = 0; i < F.halves; ++i) {
+        std::memcpy(out + S.halves + 2 * i, block + 64 * i + 2 * r, 2);
     }
-    if (m.type == GGML_TYPE_Q8_0) {
-        std::memcpy(out + 2, bytes, 32);
-        return;
+    for (int i = 0; i < F.subs; ++i) {
+        out[S.subs + i] = block[64 * F.halves + 32 * i + r];
     }
-    const halves h = halves_of(m.type);
-    for (int64_t i = 0; i < 16; ++i) {
-        const int low  = bytes[i] ^ h.sign;
-        const int high = bytes[16 + i] ^ h.sign;
-        bytes[i]       = uint8_t(second ? (low >> h.shift & h.mask) | (high & ~h.mask)
-                                        : (low & h.mask) | (high & h.mask) << h.shift);
+    uint8_t quants[F.columns];
+    for (int c = 0; c < F.columns; ++c) {
+        quants[c] = uint8_t(quant_at<TYPE>(block, c, int(r)));
     }
-    if (m.type == GGML_TYPE_Q2_0) {
-        as_gguf_q2_0(bytes, out + 2);
-    } else {
-        std::memcpy(out + 2, bytes, 16);
-    }
+    write_quants<TYPE>(quants, out);
 }
 
 }  // namespace
 
 bool packable(ggml_type type, int64_t n_cols) {
-    return format_of(type).columns > 0 && n_cols > 0 && n_cols % 64 == 0;
+    const form f = form_of(type);
+    return f.columns > 0 && n_cols > 0 && n_cols % std::max(f.columns, 64) == 0;
 }
 
 size_t group_size(ggml_type type, int64_t n_cols) {
-    const format f = format_of(type);
-    return n_cols / f.columns * f.packed();
+    const form f = form_of(type);
+    return n_cols / f.columns * block_bytes(f);
 }
 
 size_t packed_size(ggml_type type, int64_t n_cols, int64_t n_rows) {
@@ -206,31 +295,31 @@ size_t activation_size(int64_t n_cols) {
 }
 
 void pack(ggml_type type, int64_t n_cols, int64_t n_rows, const void * rows, int64_t g0, int64_t g1, uint8_t * out) {
-    switch (type) {
-        case GGML_TYPE_Q4_0:
-            return pack_groups<GGML_TYPE_Q4_0, 4>(n_cols, n_rows, static_cast<const uint8_t *>(rows), g0, g1, out);
-        case GGML_TYPE_Q8_0:
-            return pack_groups<GGML_TYPE_Q8_0, 8>(n_cols, n_rows, static_cast<const uint8_t *>(rows), g0, g1, out);
-        default:
-            return pack_groups<GGML_TYPE_Q2_0, 4>(n_cols, n_rows, static_cast<const uint8_t *>(rows), g0, g1, out);
-    }
+    with_type(type, [&](auto t) {
+        pack_groups<decltype(t)::value>(n_cols, n_rows, static_cast<const uint8_t *>(rows), g0, g1, out);
+    });
 }
 
 void unpack(const matrix & m, int64_t row, void * out) {
-    const format f = format_of(m.type);
-    for (int64_t b = 0; b < m.n_cols / f.columns; ++b) {
-        unpack_block(m, row, b, static_cast<uint8_t *>(out) + b * f.bytes());
-    }
+    with_type(m.type, [&](auto t) {
+        constexpr ggml_type TYPE = decltype(t)::value;
+        for (int64_t b = 0; b < m.n_cols / form_of(TYPE).columns; ++b) {
+            unpack_block<TYPE>(m, row, b, static_cast<uint8_t *>(out) + b * stored_of(TYPE).bytes);
+        }
+    });
 }
 
 void unpack_row(const matrix & m, int64_t row, float * out) {
-    const format f        = format_of(m.type);
-    const auto   to_float = ggml_get_type_traits(m.type)->to_float;
-    for (int64_t b = 0; b < m.n_cols / f.columns; ++b) {
-        alignas(8) uint8_t block[34];
-        unpack_block(m, row, b, block);
-        to_float(block, out + b * f.columns, f.columns);
-    }
+    const auto to_float = ggml_get_type_traits(m.type)->to_float;
+    with_type(m.type, [&](auto t) {
+        constexpr ggml_type TYPE    = decltype(t)::value;
+        constexpr int       columns = form_of(TYPE).columns;
+        for (int64_t b = 0; b < m.n_cols / columns; ++b) {
+            alignas(8) uint8_t block[stored_of(TYPE).bytes];
+            unpack_block<TYPE>(m, row, b, block);
+            to_float(block, out + b * columns, columns);
+        }
+    });
 }
 
 }  // namespace mobilellm

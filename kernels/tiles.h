@@ -6,28 +6,56 @@
 
 #pragma once
 
+#include "form.h"
 #include "kernels.h"
 #include "processor.h"
 
-#define MOBILELLM_INLINE inline __attribute__((always_inline))
+#define MOBILELLM_ALWAYS __attribute__((always_inline))
+#define MOBILELLM_INLINE inline MOBILELLM_ALWAYS
 
 namespace mobilellm {
 
 namespace {
 
-constexpr int64_t SCALES = GROUP * 2;  // bytes, at the beginning of a block of a group
-
-// How many bytes hold 64 columns of a group: one block, or a pair.
+// Bytes of 64 columns of a group, in the long run.
 template <ggml_type TYPE>
 constexpr int64_t pair_bytes() {
-    return TYPE == GGML_TYPE_Q4_0 ? 2 * (SCALES + 512) : TYPE == GGML_TYPE_Q8_0 ? 2 * (SCALES + 1024) : SCALES + 512;
+    return 64 * block_bytes(form_of(TYPE)) / form_of(TYPE).columns;
 }
 
-// The block of weights against which the first or the second block of a pair of activations stands.
+// 32 rows × 32 columns that stand against a block of activations.
 template <ggml_type TYPE>
-MOBILELLM_INLINE const uint8_t * block_of(const uint8_t * pair, bool second) {
-    return pair + (second && TYPE != GGML_TYPE_Q2_0 ? pair_bytes<TYPE>() / 2 : 0);
-}
+struct square {
+    // `block` holds pair `pair` of its 64 columns, or is the first of two of 32; `second`: which half of the pair.
+    MOBILELLM_INLINE square(const uint8_t * block, const int8_t * smaller, int pair, bool second) :
+        halves(block), smaller(smaller), quants(block + header_bytes(F)), first((2 * pair + second) * BLOCK) {
+        if (F.columns > 32) {
+            quants += pair * part_bytes(F);
+            in_second = second;
+        } else if (second) {
+            halves += block_bytes(F);
+            quants += block_bytes(F);
+        }
+    }
+
+    // Chunk i of a plane; the two chunks of a plane of 1 bit are one of each half of the rows.
+    MOBILELLM_INLINE const uint8_t * chunk(int bits, int i) const {
+        return quants + plane_at(F, bits) + 64 * i + (in_second && bits != 2 ? 32 * 4 * bits : 0);
+    }
+
+    // The smaller scales of column c, or the minima.
+    MOBILELLM_INLINE const int8_t * smaller_of(int c, bool least) const {
+        return smaller + 32 * (((least ? F.columns : 0) + first + c) / F.scaled);
+    }
+
+    static constexpr form F = form_of(TYPE);
+
+    const uint8_t * halves;
+    const int8_t *  smaller;
+    const uint8_t * quants;
+    int             first;              // column in the block
+    bool            in_second = false;  // of the 64 columns whose quants lie together
+};
 
 // The group that a tile reads, and what is to be read after it.
 struct part {
@@ -74,6 +102,28 @@ MOBILELLM_INLINE void prefetch(const part & p, int64_t i) {
     }
     if (p.later) {
         prefetch_lines<bytes / 4, 2>(p.data + p.later + i * bytes);
+    }
+}
+
+// Calls f(square, block of activations) for the columns of a group, 32 at a time.
+template <ggml_type TYPE, bool FETCH, class F>
+MOBILELLM_INLINE void each_square(const part & p, const uint8_t * q, F f) {
+    constexpr form FORM  = form_of(TYPE);
+    constexpr int  PAIRS = FORM.columns > 64 ? FORM.columns / 64 : 1;  // of a block
+
+    const uint8_t * block = p.data;
+    const auto *    a     = reinterpret_cast<const activations *>(q);
+    for (int64_t i = 0; i < p.n_pairs; i += PAIRS) {
+        alignas(64) int8_t memory[32 * MAX_SUBS];
+        const int8_t *     smaller = smaller_scales<TYPE>(block + 64 * FORM.halves, memory);
+        for (int pair = 0; pair < PAIRS; ++pair, a += 2) {
+            if (FETCH) {
+                prefetch<TYPE>(p, i + pair);
+            }
+            f(square<TYPE>(block, smaller, pair, false), a);
+            f(square<TYPE>(block, smaller, pair, true), a + 1);
+        }
+        block += PAIRS * pair_bytes<TYPE>();
     }
 }
 
@@ -131,14 +181,8 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * acti
 template <class ISA>
 void matmul(const matrix & m, int64_t g0, int64_t g1, const activations * q, int64_t n_tokens, float * y,
             int64_t stride, const void * next, const uint8_t * later) {
-    switch (m.type) {
-        case GGML_TYPE_Q4_0:
-            return multiply<ISA, GGML_TYPE_Q4_0>(m, g0, g1, q, n_tokens, y, stride, next, later);
-        case GGML_TYPE_Q8_0:
-            return multiply<ISA, GGML_TYPE_Q8_0>(m, g0, g1, q, n_tokens, y, stride, next, later);
-        default:
-            return multiply<ISA, GGML_TYPE_Q2_0>(m, g0, g1, q, n_tokens, y, stride, next, later);
-    }
+    with_type(m.type,
+              [&](auto type) { multiply<ISA, decltype(type)::value>(m, g0, g1, q, n_tokens, y, stride, next, later); });
 }
 
 }  // namespace

@@ -17,7 +17,14 @@ namespace mobilellm {
 
 namespace {
 
-constexpr int QUARTERS = 4;  // of the 16 rows of a chunk
+constexpr int     QUARTERS = 4;          // of the 16 rows of a chunk
+constexpr int64_t SCALES   = GROUP * 2;  // bytes, at the beginning of a block of a group
+
+// The block of weights against which the first or the second block of a pair of activations stands.
+template <ggml_type TYPE>
+MOBILELLM_INLINE const uint8_t * block_of(const uint8_t * pair, bool second) {
+    return pair + (second && TYPE != GGML_TYPE_Q2_0 ? pair_bytes<TYPE>() / 2 : 0);
+}
 
 // f(0) ... f(N - 1) with numbers that are constants to the compiler: arrays indexed by them stay in registers, which
 // GCC does not achieve for loops that it unrolls.

@@ -1,5 +1,6 @@
 // The kernels in plain C++: what every other file must equal.
 
+#include "form.h"
 #include "kernels.h"
 
 #include <cmath>
@@ -34,42 +35,45 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
     }
 }
 
-// The weight of row r of a group that stands against column `col` of a block of activations; `second`: which one of
-// two that share a block of weights.
-int weight(ggml_type type, const uint8_t * quants, bool second, int64_t col, int64_t r) {
-    const int64_t at = 4 * (r % 16) + col % 4;
-    switch (type) {
-        case GGML_TYPE_Q4_0: {
-            const uint8_t both = quants[64 * (col / 4) + at] ^ HIGH_SIGN;
-            return (r < 16 ? both & 15 : both >> 4) - 8;
-        }
-        case GGML_TYPE_Q8_0:
-            return int8_t(quants[64 * (col / 4 * 2 + r / 16) + at]);
-        default:  // Q2_0: two blocks of activations in one of weights
-            return (quants[64 * (col / 4) + at] >> (4 * second + r / 16 * 2) & 3) - 1;
-    }
+float to_float(const uint8_t * half) {
+    ggml_fp16_t bits;
+    std::memcpy(&bits, half, 2);
+    return ggml_fp16_to_fp32(bits);
 }
 
 // The rows of groups [g0, g1) times one row of activations.
+template <ggml_type TYPE>
 void matvec(const matrix & m, int64_t g0, int64_t g1, const activations * q, float * y) {
-    const int64_t per_scale = m.type == GGML_TYPE_Q2_0 ? 2 : 1;  // blocks of activations
-    const size_t  size      = group_size(m.type, m.n_cols);
+    constexpr form F = form_of(TYPE);
 
     for (int64_t row = g0 * GROUP; row < g1 * GROUP && row < m.n_rows; ++row) {
-        const uint8_t * group = m.data + row / GROUP * size;
-        const int64_t   r     = row % GROUP;
+        const uint8_t * block = m.data + row / GROUP * group_size(m.type, m.n_cols);
+        const int       r     = int(row % GROUP);
 
         float sum = 0.0f;
-        for (int64_t b = 0; b < m.n_blocks(); ++b) {
-            const uint8_t * scales = group + size / (m.n_blocks() / per_scale) * (b / per_scale);
-
-            int32_t dot = 0;
-            for (int64_t col = 0; col < BLOCK; ++col) {
-                dot += weight(m.type, scales + GROUP * 2, b % per_scale, col, r) * q[b].q[col];
+        for (int64_t col = 0; col < m.n_cols; col += F.columns, block += block_bytes(F)) {
+            int8_t         memory[32 * MAX_SUBS];
+            const int8_t * smaller = smaller_scales<TYPE>(block + 64 * F.halves, memory);
+            for (int c = 0; c < F.columns; c += F.scaled) {
+                const activations & a   = q[(col + c) / BLOCK];
+                int32_t             dot = 0, all = 0;
+                for (int i = c; i < c + F.scaled; ++i) {
+                    const int quant = quant_at<TYPE>(block, i, r);
+                    const int w     = F.bits == 8 ? int8_t(quant) : (F.table ? TABLE[quant] : quant) - F.offset;
+                    dot += w * a.q[i % BLOCK];
+                    all += a.q[i % BLOCK];
+                }
+                float scale = to_float(block + 2 * r);
+                float least = F.halves == 2 ? to_float(block + 64 + 2 * r) : 0.0f;
+                if (F.subs) {
+                    scale *= smaller[32 * (c / F.scaled) + r];
+                    least *= F.halves == 2 ? -smaller[32 * ((F.columns + c) / F.scaled) + r] : 0;
+                }
+                sum += float(dot) * a.d * scale;
+                if (F.halves == 2) {
+                    sum += float(all) * a.d * least;
+                }
             }
-            ggml_fp16_t scale;
-            std::memcpy(&scale, scales + 2 * r, 2);
-            sum += float(dot) * q[b].d * ggml_fp16_to_fp32(scale);
         }
         y[row - g0 * GROUP] = sum;
     }
@@ -79,7 +83,9 @@ void matmul(const matrix & m, int64_t g0, int64_t g1, const activations * q, int
             int64_t stride, const void *, const uint8_t *) {
     for (int64_t t = 0; t < n_tokens; ++t) {
         const auto * row = reinterpret_cast<const uint8_t *>(q) + t * activation_size(m.n_cols);
-        matvec(m, g0, g1, reinterpret_cast<const activations *>(row), y + t * stride);
+        with_type(m.type, [&](auto type) {
+            matvec<decltype(type)::value>(m, g0, g1, reinterpret_cast<const activations *>(row), y + t * stride);
+        });
     }
 }
 

@@ -1,7 +1,6 @@
-// AVX2: a register is 8 rows × 4 columns, half a chunk; an octet is 8 rows of a group. Nibbles and bit pairs are used
-// unsigned and summed in 16 bits, which a block of 32 fits (16 · 15 · 127 a lane); one conversion to 32 bits a block
-// takes the offset back. Bytes are multiplied as |w| · sign(a, w), which does not saturate even at w = -128, and summed
-// in 32 bits.
+// AVX2: a register is 8 rows × 4 columns, half a chunk; an octet is 8 rows of a group. Quants are used unsigned and
+// summed in 16 bits for as many columns as fit (4 bits: 16 · 15 · 127 a lane); what makes weights of them is taken off
+// after. Bytes are multiplied as |w| · sign(a, w), which does not saturate even at w = -128, and summed in 32 bits.
 
 #include "tiles.h"
 
@@ -15,18 +14,62 @@ struct avx2_isa {
     static constexpr int TILE   = 4;
     static constexpr int OCTETS = GROUP / 8;
 
-    // the half of chunk i where an octet's rows lie
-    static MOBILELLM_INLINE __m256i half_chunk(const uint8_t * quants, int i, int octet) {
-        return _mm256_load_si256(reinterpret_cast<const __m256i *>(quants + 64 * i + 32 * (octet % 2)));
+    // the half of a chunk where an octet's rows lie
+    static MOBILELLM_INLINE __m256i half_of(const uint8_t * chunk, int octet) {
+        return _mm256_load_si256(reinterpret_cast<const __m256i *>(chunk + 32 * (octet % 2)));
     }
 
     // GCC would sum all products of a block at its end and run out of registers.
     static MOBILELLM_INLINE void in_register(__m256i & sum) { __asm__("" : "+x"(sum)); }
 
-    // dot[h][t] of H octets of a group from octet FIRST on; `second`: which block of a pair.
+    // BITS bits of each byte of x, from bit `from` on, at bit `to`
+    template <int BITS>
+    static MOBILELLM_INLINE __m256i bits_of(__m256i x, int from, int to) {
+        const __m256i moved = from > to ? _mm256_srli_epi16(x, from - to) : _mm256_slli_epi16(x, to - from);
+        return _mm256_and_si256(moved, _mm256_set1_epi8(char(((1 << BITS) - 1) << to)));
+    }
+
+    // Whether weights are bytes with a sign, by which they are multiplied.
+    template <ggml_type TYPE>
+    static constexpr bool has_sign() {
+        return form_of(TYPE).bits == 8 || form_of(TYPE).table;
+    }
+
+    // Columns 4i to 4i + 3 of an octet.
+    template <ggml_type TYPE>
+    static MOBILELLM_INLINE __m256i quants(const square<TYPE> & w, int i, int octet) {
+        constexpr form F    = form_of(TYPE);
+        const int      high = octet / 2;
+        if constexpr (F.bits == 8) {
+            return half_of(w.chunk(8, 2 * i + high), octet);
+        }
+        __m256i q = _mm256_setzero_si256();
+        if constexpr (has_plane(F, 4)) {
+            q = bits_of<4>(half_of(w.chunk(4, i), octet), 4 * high, 0);
+        }
+        if constexpr (has_plane(F, 2)) {
+            const int from = 4 * w.in_second + 2 * high;
+            q              = _mm256_or_si256(q, bits_of<2>(half_of(w.chunk(2, i), octet), from, plane_bit(F, 2)));
+        }
+        if constexpr (has_plane(F, 1)) {
+            q = _mm256_or_si256(q, bits_of<1>(half_of(w.chunk(1, high), octet), i, plane_bit(F, 1)));
+        }
+        if constexpr (F.table) {
+            const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i *>(TABLE));
+            q = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_xor_si128(table, _mm_set1_epi8(-128))), q);
+        }
+        return q;
+    }
+
+    // dot[h][t] of H octets of a group from octet FIRST on, over the columns from c on that share a scale.
     template <ggml_type TYPE, int T, int FIRST, int H>
-    static MOBILELLM_INLINE void block(const uint8_t * quants, bool second, const activations * q, size_t q_size,
-                                       __m256i dot[H][T]) {
+    static MOBILELLM_INLINE void products(const square<TYPE> & w, int c, const activations * q, size_t q_size,
+                                          __m256i dot[H][T]) {
+        constexpr form F   = form_of(TYPE);
+        // fours of columns whose products fit 16 bits
+        constexpr int  FIT = F.bits == 6 ? 2 : F.bits == 5 ? 4 : 8;
+        constexpr int  N   = F.scaled / 4 < FIT ? F.scaled / 4 : FIT;
+
         const auto token = [&](int t) {
             return reinterpret_cast<const activations *>(reinterpret_cast<const uint8_t *>(q) + t * q_size);
         };
@@ -34,83 +77,106 @@ struct avx2_isa {
             return _mm256_set1_epi32(reinterpret_cast<const int32_t *>(token(t)->q)[i]);
         };
         const __m256i ones = _mm256_set1_epi16(1);
-        for (int h = 0; h < H; ++h) {
-            for (int t = 0; t < T; ++t) {
-                dot[h][t] = _mm256_setzero_si256();
+        for (int t = 0; t < T; ++t) {
+            const int32_t sum    = F.scaled == BLOCK ? token(t)->minus_sum
+                                   : c == 0          ? token(t)->minus_first_sum
+                                                     : token(t)->minus_sum - token(t)->minus_first_sum;
+            const __m256i offset = _mm256_set1_epi32(has_sign<TYPE>() ? 0 : F.offset * sum);
+            for (int h = 0; h < H; ++h) {
+                dot[h][t] = offset;
             }
         }
-        if constexpr (TYPE == GGML_TYPE_Q8_0) {
+        if constexpr (has_sign<TYPE>()) {
 #pragma GCC unroll 8
-            for (int i = 0; i < 8; ++i) {
+            for (int i = c / 4; i < (c + F.scaled) / 4; ++i) {
                 for (int h = 0; h < H; ++h) {
-                    const __m256i w    = half_chunk(quants, 2 * i + (FIRST + h) / 2, FIRST + h);
-                    const __m256i size = _mm256_abs_epi8(w);
+                    const __m256i x    = quants<TYPE>(w, i, FIRST + h);
+                    const __m256i size = _mm256_abs_epi8(x);
                     for (int t = 0; t < T; ++t) {
-                        const __m256i product = _mm256_maddubs_epi16(size, _mm256_sign_epi8(four(t, i), w));
+                        const __m256i product = _mm256_maddubs_epi16(size, _mm256_sign_epi8(four(t, i), x));
                         dot[h][t]             = _mm256_add_epi32(dot[h][t], _mm256_madd_epi16(product, ones));
                         in_register(dot[h][t]);
                     }
                 }
             }
-        } else {
-            constexpr int bits = TYPE == GGML_TYPE_Q4_0 ? 4 : 2;
-            const __m256i mask = _mm256_set1_epi8((1 << bits) - 1);
-            const int     from = TYPE == GGML_TYPE_Q2_0 ? 4 * second : 0;  // bit
+            return;
+        }
+#pragma GCC unroll 4
+        for (int n = 0; n < F.scaled / 4; n += N) {
+            __m256i sum[H][T];
+            for (int h = 0; h < H; ++h) {
+                for (int t = 0; t < T; ++t) {
+                    sum[h][t] = _mm256_setzero_si256();
+                }
+            }
 #pragma GCC unroll 8
-            for (int i = 0; i < 8; ++i) {
+            for (int i = c / 4 + n; i < c / 4 + n + N; ++i) {
                 for (int h = 0; h < H; ++h) {
-                    const __m256i x = half_chunk(quants, i, FIRST + h);
-                    const __m256i w = _mm256_and_si256(_mm256_srli_epi16(x, from + (FIRST + h < 2 ? 0 : bits)), mask);
+                    const __m256i x = quants<TYPE>(w, i, FIRST + h);
                     for (int t = 0; t < T; ++t) {
-                        dot[h][t] = _mm256_add_epi16(dot[h][t], _mm256_maddubs_epi16(w, four(t, i)));
-                        in_register(dot[h][t]);
+                        sum[h][t] = _mm256_add_epi16(sum[h][t], _mm256_maddubs_epi16(x, four(t, i)));
+                        in_register(sum[h][t]);
                     }
                 }
             }
-            for (int t = 0; t < T; ++t) {
-                const __m256i offset =
-                    _mm256_set1_epi32(TYPE == GGML_TYPE_Q4_0 ? token(t)->minus_8_sum : token(t)->minus_sum);
-                for (int h = 0; h < H; ++h) {
-                    dot[h][t] = _mm256_add_epi32(_mm256_madd_epi16(dot[h][t], ones), offset);
+            for (int h = 0; h < H; ++h) {
+                for (int t = 0; t < T; ++t) {
+                    dot[h][t] = _mm256_add_epi32(dot[h][t], _mm256_madd_epi16(sum[h][t], ones));
                 }
             }
         }
+    }
+
+    // Of an octet: the scales of column c, or the minima.
+    template <ggml_type TYPE>
+    static MOBILELLM_INLINE __m256 scales(const square<TYPE> & w, int c, bool least, int octet) {
+        const uint8_t * halves = w.halves + 64 * least + 16 * octet;
+        const __m256    scale  = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i *>(halves)));
+        if constexpr (form_of(TYPE).subs == 0) {
+            return scale;
+        }
+        const auto * smaller = reinterpret_cast<const __m128i *>(w.smaller_of(c, least) + 8 * octet);
+        return _mm256_mul_ps(scale, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(smaller))));
     }
 
     // The octets from FIRST on, H at once: there are 16 registers.
     template <ggml_type TYPE, int T, int FIRST, int H>
     static MOBILELLM_INLINE void octets(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride,
                                         int64_t rows) {
+        constexpr form F = form_of(TYPE);
+
         __m256 sum[H][T];
         for (int h = 0; h < H; ++h) {
             for (int t = 0; t < T; ++t) {
                 sum[h][t] = _mm256_setzero_ps();
             }
         }
-        const uint8_t * pair = p.data;
-        for (int64_t i = 0; i < p.n_pairs; ++i) {
-            if (FIRST == 0) {
-                prefetch<TYPE>(p, i);
-            }
+        each_square<TYPE, FIRST == 0>(p, q, [&](const square<TYPE> & w, const activations * a) MOBILELLM_ALWAYS {
+            const auto token = [&](int t) {
+                return reinterpret_cast<const activations *>(reinterpret_cast<const uint8_t *>(a) + t * q_size);
+            };
 #pragma GCC unroll 2
-            for (int second = 0; second < 2; ++second) {
-                const auto *    a      = reinterpret_cast<const activations *>(q) + 2 * i + second;
-                const uint8_t * scales = block_of<TYPE>(pair, second);
-                __m256i         dot[H][T];
-                block<TYPE, T, FIRST, H>(scales + SCALES, second, a, q_size, dot);
+            for (int c = 0; c < BLOCK; c += F.scaled) {
+                __m256i dot[H][T];
+                products<TYPE, T, FIRST, H>(w, c, a, q_size, dot);
                 for (int h = 0; h < H; ++h) {
-                    const uint8_t * at    = scales + 16 * (FIRST + h);
-                    const __m256    scale = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i *>(at)));
+                    const __m256 scale = scales<TYPE>(w, c, false, FIRST + h);
                     for (int t = 0; t < T; ++t) {
-                        const auto * b =
-                            reinterpret_cast<const activations *>(reinterpret_cast<const uint8_t *>(a) + t * q_size);
-                        const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(dot[h][t]), _mm256_set1_ps(b->d));
-                        sum[h][t]            = _mm256_fmadd_ps(product, scale, sum[h][t]);
+                        const __m256 product =
+                            _mm256_mul_ps(_mm256_cvtepi32_ps(dot[h][t]), _mm256_set1_ps(token(t)->d));
+                        sum[h][t] = _mm256_fmadd_ps(product, scale, sum[h][t]);
+                    }
+                    if constexpr (F.halves == 2) {
+                        const __m256 least = scales<TYPE>(w, c, true, FIRST + h);
+                        for (int t = 0; t < T; ++t) {
+                            const __m256 all = _mm256_set1_ps(float(token(t)->minus_sum) * token(t)->d);
+                            sum[h][t]        = F.subs ? _mm256_fmadd_ps(all, least, sum[h][t])  // which is taken off
+                                                      : _mm256_fnmadd_ps(all, least, sum[h][t]);
+                        }
                     }
                 }
             }
-            pair += pair_bytes<TYPE>();
-        }
+        });
         for (int h = 0; h < H; ++h) {
             const int64_t row  = 8 * (FIRST + h);
             const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
