@@ -40,7 +40,7 @@ def serve(
     ctx: Context = 0,
     threads: Threads = 0,
 ) -> None:
-    """Serve a model over HTTP: OpenAI's API."""
+    """Serve a model over HTTP: the APIs of OpenAI and of Ollama, and a page to chat on."""
     try:
         from ..server.app import create_app
         from ..server.listening import bind, is_public, listen

@@ -262,6 +262,15 @@ def test_many_at_a_time_are_what_they_are_alone(client, llm, server):
     assert server.idle()
 
 
+def test_a_stream_that_is_closed_frees_the_place(client, server):
+    made = client.chat.completions.create(
+        model="demo", messages=HELLO, stream=True, logit_bias={"2": -100}
+    )
+    assert next(iter(made)).choices
+    made.close()
+    assert server.idle(5)
+
+
 def test_who_leaves_frees_the_place(client, server):
     for stream in (True, False):
         body = {"model": "demo", "messages": HELLO, "stream": stream, "max_tokens": 2000}
