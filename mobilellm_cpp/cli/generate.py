@@ -51,6 +51,13 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, as OpenAI's API has it.")
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--prompt-cache",
+            help="Keep what is computed of the text on disk, for texts that begin alike.",
+        ),
+    ] = False,
     type: Type = None,
     ctx: Context = 0,
     threads: Threads = 0,
@@ -66,6 +73,8 @@ def generate(
     from .common import load
 
     llm = load(model, type, n_ctx=ctx, n_threads=threads)
+    if keep:
+        llm.use_prompt_cache()
     asked: Any = text
     if system is not None:
         asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]

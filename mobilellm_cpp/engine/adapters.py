@@ -20,6 +20,7 @@ class Adapters:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._loaded: dict[str, Any] = {}
+        self.in_use = False
 
     def load(self, path: str | os.PathLike[str]) -> Any:
         """The adapter of a file, loaded unless it is already. Raises ModelError with the reason
@@ -53,6 +54,7 @@ class Adapters:
         with guard("adapters"):
             if llama_cpp.llama_set_adapters_lora(context, pointers, n, numbers) != 0:
                 raise ValueError("they cannot be used together")
+        self.in_use = n > 0
 
     def free(self) -> None:
         """Frees all adapters; no context may use one of them any more."""

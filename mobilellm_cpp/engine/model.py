@@ -42,6 +42,8 @@ PLAIN_TEMPLATE = (
     "{% else %} {{ m['content'] }}\n{% endif %}{% endfor %}"
 )
 PLAIN_STOP: tuple[str, ...] = ("\nUser:", "\nAssistant:")
+# Settings of a context that K and V of a token depend on.
+_OF_KV = ("rope", "yarn", "attention", "flash_attn", "type", "n_ubatch")
 SLOTS = 16  # sequences that may have a place in the KV cache at a time
 
 
@@ -231,6 +233,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         lora: Lora = (),
         **kwargs: Unpack[LlamaArguments],
     ) -> None:
+        self._prompts: Any = None
         self._stack = contextlib.ExitStack()  # what close() closes, should we stop early
         self._main: InheritedCalls | None = None
         arguments: dict[str, Any] = check_constructor(
@@ -370,6 +373,33 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         each file is loaded once. Raises ModelError for one that does not fit."""
         self._sequences.change(lambda: self._adapters.use(self._ctx.ctx, lora))
 
+    def use_prompt_cache(
+        self, folder: str | os.PathLike[str] | None = None, max_bytes: int = 1 << 30
+    ) -> None:
+        """From now on, what streams and chats compute of prompts of 64 tokens and more is kept in a
+        folder (by default `prompts` in the cache of converted checkpoints), and prompts that begin
+        like one that any process has kept there begin with it. Answers are the same. max_bytes
+        bounds the folder; the files that were used last stay. Models with sliding windows and LoRA
+        adapters do without. Raises ModelError where the folder cannot be used."""
+        from ..cache import cache_folder
+        from .prompt_cache import PromptCache
+
+        place = Path(folder) if folder is not None else cache_folder() / "prompts"
+        params = self.context_params
+        names = [field for field, _ in params._fields_ if field.startswith(_OF_KV)]
+        settings = (
+            f"{[(name, getattr(params, name)) for name in names]} {sorted(self.metadata.items())}"
+        )
+        try:
+            self._prompts = PromptCache(place, Path(self.model_path), settings, max_bytes)
+        except OSError as error:
+            raise ModelError(f"{place}: {error.strerror}") from error
+
+    def _prompt_cache(self) -> Any:
+        """The PromptCache, where there is one and it is of use now."""
+        known = self._prompts is not None and not self._adapters.in_use
+        return self._prompts if known and not self._sequences.window else None
+
     @property
     def n_slots(self) -> int:
         """How many sequences at most have a place in the KV cache at a time."""
@@ -492,6 +522,8 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             raise ModelError("the prompt is empty")
         budget = room if max_tokens is None else min(room, max_tokens)
         if sequence is None:
+            if prompts := self._prompt_cache():
+                prompts.prepare(self._sequences, tokens)
             sequence = self._sequences.open(tokens)
         else:
             sequence.rewrite(tokens)
@@ -527,6 +559,8 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         while stream._n_made < budget:
             chosen, logits = sequence.next(sampler)
             stream._n_found = sequence.state.found
+            if stream._n_made == 0 and (prompts := self._prompt_cache()):
+                prompts.keep(sequence, stream._n_prompt)
             kept = None if stream.logprobs is None or logits is None else logits.copy()
             token = sampler.pick(sequence.tokens, chosen, logits)
             if self._is_end(token):

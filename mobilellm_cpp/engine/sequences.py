@@ -248,7 +248,7 @@ class Sequences:
         self.n_ubatch = n_ubatch
         self.fused: bool | None = None  # whether steps are computed in one node, once it is known
         self._n_vocab = n_vocab
-        self._window = window
+        self.window = window
         self._memory = llama_cpp.llama_get_memory(context)
         self._causal = causal and bool(self._memory)  # encoders have no cache
         self._n_slots = n_slots
@@ -272,6 +272,28 @@ class Sequences:
         sequence = Sequence(self)
         sequence.state.add(list(tokens), self.as_many(len(tokens)))
         return sequence
+
+    def known(self, tokens: list[int]) -> int:
+        """How many tokens of a prompt other sequences have in the cache."""
+        many = self.as_many(len(tokens))
+        with self.lock:
+            placed = [each for each in self._placed.values() if each.changes == self._changes]
+            return max((each.same(tokens, many) for each in placed), default=0)
+
+    def preload(self, tokens: list[int], data: bytes) -> None:
+        """Puts K and V of a prompt, from copy() of one in another process, into the cache, for
+        prompts that begin like it. Nothing happens where every place is in use."""
+        sequence = self.open(tokens)
+        state = sequence.state
+        with self.lock:
+            self.check_open()
+            if self.fused is None:
+                self._probe()
+            state.parked = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+            state.done, state.changes = len(tokens), self._changes
+            if self._slots or any(not each.live for each in self._placed.values()):
+                self.place(state)
+            state.live = False
 
     def states(
         self, texts: list[list[int]], width: int
@@ -685,10 +707,10 @@ class Sequences:
     def can_cut(self, state: State, length: int) -> bool:
         """Whether a sequence can go on after its first tokens: sliding layers may have dropped some
         that the next one would see."""
-        if not self._window or length == 0 or length >= state.done or state.slot is None:
-            return not (self._window and state.parked is not None and length < state.done)
+        if not self.window or length == 0 or length >= state.done or state.slot is None:
+            return not (self.window and state.parked is not None and length < state.done)
         first = llama_cpp.llama_memory_seq_pos_min(self._memory, state.slot)
-        return bool(first <= max(0, length - self._window + 1))
+        return bool(first <= max(0, length - self.window + 1))
 
     def _give_slot(self, state: State, slot: int) -> None:
         state.slot, state.turn, state.trim = slot, 0, False

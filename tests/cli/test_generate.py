@@ -66,6 +66,14 @@ def test_the_text_is_an_argument_a_file_or_stdin(model, llm, tmp_path):
     assert generate(model, "-f", "-", *options, stdin="Once upon a time\r\n") == text
 
 
+def test_a_prompt_is_kept_on_disk(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOBILELLM_CACHE", str(tmp_path))
+    options = ("-p", "the quick brown fox " * 40, "-n", 8, "--seed", 1)
+    made = [generate(model, *options, "--prompt-cache") for _ in range(2)]
+    assert made == [generate(model, *options)] * 2
+    assert len(list((tmp_path / "prompts").glob("*.prompt"))) == 1
+
+
 def test_the_seed_makes_the_text_whatever_the_threads(model):
     options = ("-p", "Marta", "-n", 60, "--temperature", 1.5, "--top-k", 0)
     made = {generate(model, *options, "--seed", 9, "-t", t) for t in (1, 2)}
