@@ -73,7 +73,7 @@ def test_two_models_in_turn(folder, monkeypatch):
         calls.append(name)
         return next(rates[name])
 
-    monkeypatch.setattr(benchmark._Runner, "rate", rate)
+    monkeypatch.setattr(benchmark.Runner, "rate", rate)
     monkeypatch.setattr(benchmark, "_first_token", lambda *_: (1.0, 1))
     report = benchmark.benchmark([folder / "a.gguf", folder / "b.gguf"], [1], repeat=3)
     first = report.rows[0]
