@@ -13,7 +13,7 @@ from serving import running
 from mobilellm_cpp import MobileLLM
 from mobilellm_cpp.cache import resolve
 
-EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "6"))
 
 
 @pytest.fixture(scope="module")
