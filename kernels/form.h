@@ -145,14 +145,15 @@ int quant_at(const uint8_t * block, int column, int r) {
     }
     if (has_plane(F, 2)) {
         const int bit = c / 32 * 4 + high * 2;
-        quant |= (part[plane_at(F, 2) + 64 * (c % 32 / 4) + lane] >> bit & 3) << plane_bit(F, 2);
+        quant |= (part[plane_at(F, 2) + place_of(c % 32 / 4, r % 16, 8) + c % 4] >> bit & 3) << plane_bit(F, 2);
     }
     if (has_plane(F, 4)) {
-        const int both = part[plane_at(F, 4) + 64 * (c / 4) + lane] ^ high_sign<TYPE>();
+        const int both =
+            part[plane_at(F, 4) + place_of(c / 4, r % 16, part_columns(F) / 4) + c % 4] ^ high_sign<TYPE>();
         quant |= both >> 4 * high & 15;
     }
     if (has_plane(F, 8)) {
-        quant = part[64 * (c / 4 * 2 + high) + lane];
+        quant = part[place_of(c / 4 * 2 + high, r % 16, 16) + c % 4];
     }
     return quant;
 }

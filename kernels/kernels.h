@@ -23,7 +23,8 @@
 // Two rows that share bytes share their activations q too: where l is the low one and x = l + 16 h, the high
 // one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x. With 2 bits the factor is 4.
 //
-// ARM's dot products take signed weights: there Q4_0's high nibbles hold w, not w + 8 (HIGH_SIGN).
+// ARM's registers hold 4 rows of a chunk: there all chunks of rows 4r .. 4r + 3 follow each other (place_of). Its dot
+// products take signed weights: Q4_0's high nibbles hold w, not w + 8 (HIGH_SIGN).
 
 #pragma once
 
@@ -38,10 +39,17 @@ constexpr int64_t GROUP = 32;  // rows of a group
 constexpr int64_t BLOCK = 32;  // columns that share an activation scale
 
 #ifdef __aarch64__
-constexpr uint8_t HIGH_SIGN = 0x80;
+constexpr bool QUARTERED = true;
 #else
-constexpr uint8_t HIGH_SIGN = 0;
+constexpr bool QUARTERED = false;
 #endif
+
+constexpr uint8_t HIGH_SIGN = QUARTERED ? 0x80 : 0;
+
+// Where the 4 bytes of row r of 16 in chunk i of n begin.
+constexpr int64_t place_of(int64_t i, int64_t r, int64_t n) {
+    return QUARTERED ? 16 * n * (r / 4) + 16 * i + 4 * (r % 4) : 64 * i + 4 * r;
+}
 
 // How a product has its weights brought to the caches before it reads them. What is best depends on the processor;
 // no choice changes a bit of the result.

@@ -210,6 +210,16 @@ void pack_part(const uint8_t * rows, size_t row_size, uint8_t * out) {
             std::memcpy(out + plane_at(F, 1) + 16 * first, bits, 128);
         }
     }
+    if (QUARTERED) {  // place_of; types of one plane
+        constexpr int n = part_bytes(F) / 64;
+        uint8_t       chunks[part_bytes(F)];
+        std::memcpy(chunks, out, sizeof(chunks));
+        for (int i = 0; i < n; ++i) {
+            for (int r = 0; r < 4; ++r) {
+                std::memcpy(out + 16 * (n * r + i), chunks + 64 * i + 16 * r, 16);
+            }
+        }
+    }
 }
 
 template <ggml_type TYPE>

@@ -10,6 +10,8 @@
 #include "kernels.h"
 #include "processor.h"
 
+#include <cstdlib>
+
 #define MOBILELLM_ALWAYS __attribute__((always_inline))
 #define MOBILELLM_INLINE inline MOBILELLM_ALWAYS
 
@@ -138,6 +140,31 @@ MOBILELLM_INLINE void tiles(const part & p, int64_t n, const uint8_t * q, size_t
     }
 }
 
+// The activations of whole tiles of tokens in the order in which an instruction set likes to read them, once for all
+// groups; none where it takes them as they are (ISA::ARRANGED, bytes of a block, is 0) or where memory is short.
+template <class ISA>
+struct arrangement {
+    arrangement(const uint8_t * q, size_t q_size, int64_t n_tokens, int64_t n_pairs) :
+        size(2 * n_pairs * ISA::ARRANGED) {
+        const int64_t n = n_tokens / ISA::TILE;
+        if (n > 0 && size > 0) {
+            tiles = static_cast<uint8_t *>(std::malloc(n * size));
+        }
+        if constexpr (ISA::ARRANGED > 0) {
+            for (int64_t i = 0; tiles && i < n; ++i) {
+                ISA::arrange(q + i * ISA::TILE * q_size, q_size, 2 * n_pairs, tiles + i * size);
+            }
+        }
+    }
+
+    arrangement(const arrangement &) = delete;
+
+    ~arrangement() { std::free(tiles); }
+
+    int64_t   size;  // of a tile
+    uint8_t * tiles = nullptr;
+};
+
 template <class ISA, ggml_type TYPE>
 void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * activation, int64_t n_tokens, float * y,
               int64_t stride, const void * next, const uint8_t * later) {
@@ -151,7 +178,8 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * acti
     chunk         = chunk < 2 * ISA::TILE ? 2 * ISA::TILE : chunk;
 
     for (int64_t t0 = 0; t0 < n_tokens; t0 += chunk) {
-        const int64_t t1 = t0 + chunk < n_tokens ? t0 + chunk : n_tokens;
+        const int64_t          t1 = t0 + chunk < n_tokens ? t0 + chunk : n_tokens;
+        const arrangement<ISA> arranged(q + t0 * q_size, q_size, t1 - t0, n_pairs);
         for (int64_t g = g0; g < g1; ++g) {
             part p;
             p.data    = m.data + g * size;
@@ -171,8 +199,15 @@ void multiply(const matrix & m, int64_t g0, int64_t g1, const activations * acti
                     p.hint  = last ? streaming::t1 : streaming::none;
                     p.ahead = size;
                 }
-                tiles<ISA, TYPE>(p, t1 - t < ISA::TILE ? t1 - t : ISA::TILE, q + t * q_size, q_size,
-                                 y + t * stride + (g - g0) * GROUP, stride, rows);
+                float * const to = y + t * stride + (g - g0) * GROUP;
+                if constexpr (ISA::ARRANGED > 0) {
+                    if (arranged.tiles && t + ISA::TILE <= t1) {
+                        const uint8_t * tile = arranged.tiles + (t - t0) / ISA::TILE * arranged.size;
+                        ISA::template arranged_tile<TYPE>(p, tile, to, stride, rows);
+                        continue;
+                    }
+                }
+                tiles<ISA, TYPE>(p, t1 - t < ISA::TILE ? t1 - t : ISA::TILE, q + t * q_size, q_size, to, stride, rows);
             }
         }
     }

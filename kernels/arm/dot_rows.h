@@ -43,15 +43,17 @@ MOBILELLM_INLINE void dot_block(const uint8_t * pair, const activations & a, flo
     int32x4_t       low[QUARTERS];
     int32x4_t       both[QUARTERS];
     each<QUARTERS>(MOBILELLM_EACH { start<TYPE>(a, low[i], both[i]); });
-    each<16>(MOBILELLM_EACH {
-        constexpr int c = i / 2;
-        constexpr int r = i % 2 * 2;
+    each<4 * QUARTERS>(MOBILELLM_EACH {
+        constexpr int k = i % 4;
+        constexpr int r = i / 4;
         pair_of_rows  w[2];
-        weights_at<TYPE, c, r>(quants, SECOND, w);
-        low[r]      = vdotq_laneq_s32(low[r], w[0].low, c < 4 ? a0 : a1, c % 4);
-        both[r]     = vdotq_laneq_s32(both[r], w[0].both, c < 4 ? a0 : a1, c % 4);
-        low[r + 1]  = vdotq_laneq_s32(low[r + 1], w[1].low, c < 4 ? a0 : a1, c % 4);
-        both[r + 1] = vdotq_laneq_s32(both[r + 1], w[1].both, c < 4 ? a0 : a1, c % 4);
+        weights_at<TYPE, k, quarter_bytes<TYPE>() * r>(quants, SECOND, w);
+        each<2>([&](auto n_) __attribute__((always_inline)) {
+            constexpr int n = n_;
+            constexpr int c = 2 * k + n;
+            low[r]          = vdotq_laneq_s32(low[r], w[n].low, c < 4 ? a0 : a1, c % 4);
+            both[r]         = vdotq_laneq_s32(both[r], w[n].both, c < 4 ? a0 : a1, c % 4);
+        });
     });
     const all_scales by(scales, a.d);
     each<QUARTERS>(MOBILELLM_EACH {
@@ -83,19 +85,23 @@ __attribute__((noinline)) void dot_one(const part & p, const uint8_t * q, float 
 // T tokens, 4 low and 4 high rows: a block.
 template <ggml_type TYPE, int T, int SECOND>
 MOBILELLM_INLINE void dot_block(const uint8_t * scales, const activations * const (&a)[T], float32x4_t (&low_sum)[T],
-                                float32x4_t (&high_sum)[T], const uint8_t * quants) {
+                                float32x4_t (&high_sum)[T], const uint8_t * quarter) {
     int32x4_t low[T];
     int32x4_t both[T];
     int8x16_t q[T];
     each<T>(MOBILELLM_EACH { start<TYPE>(a[i][SECOND], low[i], both[i]); });
-    each<8>([&](auto c) __attribute__((always_inline)) {
-        if constexpr (c % 4 == 0) {
-            each<T>(MOBILELLM_EACH { q[i] = vld1q_s8(a[i][SECOND].q + 4 * c); });
+    each<4>([&](auto k_) __attribute__((always_inline)) {
+        constexpr int k = k_;
+        if constexpr (k % 2 == 0) {
+            each<T>(MOBILELLM_EACH { q[i] = vld1q_s8(a[i][SECOND].q + 8 * k); });
         }
-        const pair_of_rows w = weights_at<TYPE>(quants + chunk_bytes<TYPE>() * c, SECOND);
-        each<T>(MOBILELLM_EACH {
-            low[i]  = vdotq_laneq_s32(low[i], w.low, q[i], decltype(c)::value % 4);
-            both[i] = vdotq_laneq_s32(both[i], w.both, q[i], decltype(c)::value % 4);
+        pair_of_rows w[2];
+        weights_at<TYPE, k>(quarter, SECOND, w);
+        each<2 * T>(MOBILELLM_EACH {
+            constexpr int n = i / T;
+            constexpr int t = i % T;
+            low[t]          = vdotq_laneq_s32(low[t], w[n].low, q[t], (2 * k + n) % 4);
+            both[t]         = vdotq_laneq_s32(both[t], w[n].both, q[t], (2 * k + n) % 4);
         });
     });
     const float32x4_t low_scale  = scales_at(scales);
@@ -118,14 +124,30 @@ __attribute__((noinline)) void dot_rows(const part & p, int r, const uint8_t * q
     });
     each_pair<TYPE>(p, r == 0 && fetches(p), [&](const uint8_t * pair) __attribute__((always_inline)) {
         const uint8_t * second = block_of<TYPE>(pair, true);
-        dot_block<TYPE, T, 0>(pair + 8 * r, a, low, high, pair + SCALES + 16 * r);
-        dot_block<TYPE, T, 1>(second + 8 * r, a, low, high, second + SCALES + 16 * r);
+        dot_block<TYPE, T, 0>(pair + 8 * r, a, low, high, pair + SCALES + quarter_bytes<TYPE>() * r);
+        dot_block<TYPE, T, 1>(second + 8 * r, a, low, high, second + SCALES + quarter_bytes<TYPE>() * r);
         each<T>(MOBILELLM_EACH { a[i] += 2; });
     });
     each<T>(MOBILELLM_EACH {
         vst1q_f32(y[i] + 4 * r, low[i]);
         vst1q_f32(y[i] + 16 + 4 * r, high[i]);
     });
+}
+
+template <ggml_type TYPE, int T>
+MOBILELLM_INLINE void dot_tile(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride,
+                               int64_t rows) {
+    if constexpr (T == 1) {
+        dot_one<TYPE>(p, q, y, rows);
+    } else {
+        float sums[T][GROUP];
+        for (int r = 0; r < QUARTERS; ++r) {
+            dot_rows<TYPE, T>(p, r, q, q_size, sums);
+        }
+        for (int t = 0; t < T; ++t) {
+            store_rows(sums[t], y + t * stride, rows);
+        }
+    }
 }
 
 }  // namespace

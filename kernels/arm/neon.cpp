@@ -40,25 +40,34 @@ template <ggml_type TYPE, int T, int R, int SECOND>
 MOBILELLM_INLINE block_sums<T, R> narrow_block(const uint8_t * quants, const activations * const (&a)[T]) {
     sums_16 low[T * R];
     sums_16 high[T * R];
-    each<8>([&](auto c) __attribute__((always_inline)) {
-        int8x16_t four[T];
-        each<T>(MOBILELLM_EACH { four[i] = four_at(a[i][SECOND], c); });
-        pair_of_rows w[R];
-        if constexpr (R == 1) {
-            w[0] = weights_at<TYPE>(quants + 64 * c, SECOND);
-        } else {
-            each<R / 2>(MOBILELLM_EACH { weights_at<TYPE, decltype(c)::value, 2 * i>(quants, SECOND, w + 2 * i); });
-        }
-        each<R>(MOBILELLM_EACH {
-            const int8x16_t h = high_weights<TYPE>(w[i]);
-            each<T>([&](auto t) __attribute__((always_inline)) {
-                constexpr int at = R * t + decltype(i)::value;
-                if constexpr (decltype(c)::value == 0) {
-                    low[at].set(w[decltype(i)::value].low, four[t]);
-                    high[at].set(h, four[t]);
+    each<4>([&](auto k_) __attribute__((always_inline)) {
+        constexpr int k = k_;
+        int8x16_t     four[2 * T];
+        each<2 * T>(MOBILELLM_EACH { four[i] = four_at(a[i % T][SECOND], 2 * k + i / T); });
+        uint8x16_t x[R][2];
+        each<R>(MOBILELLM_EACH { load_two<128 * i + 32 * k>(quants, x[i][0], x[i][1]); });
+        // the next weights are taken out of their bytes before these are multiplied: A53 waits in order
+        pair_of_rows w = weights_of<TYPE>(x[0][0], x[0][0], SECOND);
+        int8x16_t    h = high_weights<TYPE>(w);
+        each<2 * R>([&](auto step_) __attribute__((always_inline)) {
+            constexpr int   step   = step_;
+            constexpr int   n      = step / R;
+            constexpr int   r      = step % R;
+            constexpr int   then   = step + 1 < 2 * R ? step + 1 : step;
+            const int8x16_t low_w  = w.low;
+            const int8x16_t high_w = h;
+            if constexpr (then != step) {
+                w = weights_of<TYPE>(x[then % R][then / R], x[0][0], SECOND);
+                h = high_weights<TYPE>(w);
+            }
+            each<T>(MOBILELLM_EACH {
+                constexpr int at = R * i + r;
+                if constexpr (k + n == 0) {
+                    low[at].set(low_w, four[i]);
+                    high[at].set(high_w, four[i]);
                 } else {
-                    low[at].add(w[decltype(i)::value].low, four[t]);
-                    high[at].add(h, four[t]);
+                    low[at].add(low_w, four[T * n + i]);
+                    high[at].add(high_w, four[T * n + i]);
                 }
             });
         });
@@ -79,23 +88,24 @@ MOBILELLM_INLINE block_sums<T, R> narrow_block(const uint8_t * quants, const act
 template <int T, int R, int SECOND>
 MOBILELLM_INLINE block_sums<T, R> wide_block(const uint8_t * quants, const activations * const (&a)[T]) {
     int32x4_t wide[2 * T * R][2];
-    each<4>([&](auto c) __attribute__((always_inline)) {
-        int8x16_t four[2 * T];
+    each<4>([&](auto c_) __attribute__((always_inline)) {
+        constexpr int c = c_;
+        int8x16_t     four[2 * T];
         each<T>(MOBILELLM_EACH {
             four[2 * i]     = four_at(a[i][SECOND], 2 * c);
             four[2 * i + 1] = four_at(a[i][SECOND], 2 * c + 1);
         });
-        each<2 * R>(MOBILELLM_EACH {  // quarter i / 2, low or high
-            const auto *    w  = reinterpret_cast<const int8_t *>(quants) + 256 * c + 64 * (i % 2) + 16 * (i / 2);
-            const int8x16_t w0 = vld1q_s8(w);
-            const int8x16_t w1 = vld1q_s8(w + 128);
-            each<T>([&](auto t) __attribute__((always_inline)) {
-                int32x4_t(&to)[2] = wide[2 * R * t + decltype(i)::value];
+        each<R>([&](auto r_) __attribute__((always_inline)) {
+            constexpr int r = r_;
+            pair_of_rows  w[2];
+            weights_at<GGML_TYPE_Q8_0, c, 256 * r>(quants, SECOND, w);
+            each<2 * T>(MOBILELLM_EACH {  // low and high rows, token i / 2
+                int32x4_t(&to)[2] = wide[2 * R * (i / 2) + 2 * r + i % 2];
                 sums_16 s;
-                s.set(w0, four[2 * t]);
-                s.add(w1, four[2 * t + 1]);
-                to[0] = decltype(c)::value ? vpadalq_s16(to[0], s.a) : vpaddlq_s16(s.a);
-                to[1] = decltype(c)::value ? vpadalq_s16(to[1], s.b) : vpaddlq_s16(s.b);
+                s.set(i % 2 ? w[0].both : w[0].low, four[i / 2 * 2]);
+                s.add(i % 2 ? w[1].both : w[1].low, four[i / 2 * 2 + 1]);
+                to[0] = c ? vpadalq_s16(to[0], s.a) : vpaddlq_s16(s.a);
+                to[1] = c ? vpadalq_s16(to[1], s.b) : vpaddlq_s16(s.b);
             });
         });
     });
@@ -124,11 +134,12 @@ MOBILELLM_INLINE void add_block(const uint8_t * scales, const uint8_t * quants, 
         });
         return;
     }
-    each<R>([&](auto r) __attribute__((always_inline)) {
+    each<R>([&](auto r_) __attribute__((always_inline)) {
+        constexpr int     r          = r_;
         const float32x4_t low_scale  = scales_at(scales + 8 * r);
         const float32x4_t high_scale = scales_at(scales + 32 + 8 * r);
         each<T>(MOBILELLM_EACH {
-            constexpr int at = R * i + decltype(r)::value;
+            constexpr int at = R * i + r;
             const float   d  = a[i][SECOND].d;
             low_sum[at]      = vfmaq_f32(low_sum[at], vcvtq_f32_s32(sums.low[at]), vmulq_n_f32(low_scale, d));
             high_sum[at]     = vfmaq_f32(high_sum[at], vcvtq_f32_s32(sums.high[at]), vmulq_n_f32(high_scale, d));
@@ -147,8 +158,8 @@ __attribute__((noinline)) void narrow_rows(const part & p, int r, const uint8_t 
 
     each_pair<TYPE>(p, r == 0 && fetches(p), [&](const uint8_t * pair) __attribute__((always_inline)) {
         const uint8_t * second = block_of<TYPE>(pair, true);
-        add_block<TYPE, T, R, 0>(pair + 8 * r, pair + SCALES + 16 * r, a, low, high);
-        add_block<TYPE, T, R, 1>(second + 8 * r, second + SCALES + 16 * r, a, low, high);
+        add_block<TYPE, T, R, 0>(pair + 8 * r, pair + SCALES + quarter_bytes<TYPE>() * r, a, low, high);
+        add_block<TYPE, T, R, 1>(second + 8 * r, second + SCALES + quarter_bytes<TYPE>() * r, a, low, high);
         each<T>(MOBILELLM_EACH { a[i] += 2; });
     });
     each<T * R>(MOBILELLM_EACH {
@@ -158,7 +169,8 @@ __attribute__((noinline)) void narrow_rows(const part & p, int r, const uint8_t 
 }
 
 struct neon_isa {
-    static constexpr int TILE = 4;
+    static constexpr int TILE     = 4;
+    static constexpr int ARRANGED = 0;
 
     template <ggml_type TYPE, int T>
     static void tile(const part & p, const uint8_t * q, size_t q_size, float * y, int64_t stride, int64_t rows) {

@@ -1,5 +1,6 @@
 // What the ARM kernels share: how weights are taken out of their bytes, what becomes of a block's sums, and the
-// quantization of activations. A register is 4 rows × 4 columns, a quarter of a chunk.
+// quantization of activations. A register is 4 rows × 4 columns, a
+// quarter of a chunk.
 //
 // A block adds float(Σ w q) · (scale · d) to a row, fused; the kernels of one and of several tokens do the same, so
 // that a token has the same bits in both.
@@ -93,10 +94,10 @@ struct all_scales {
     }
 };
 
-// From the weights of one chunk of columns to those of the next.
+// Bytes of a quarter of the rows in a block.
 template <ggml_type TYPE>
-constexpr int chunk_bytes() {
-    return TYPE == GGML_TYPE_Q8_0 ? 128 : 64;
+constexpr int quarter_bytes() {
+    return TYPE == GGML_TYPE_Q8_0 ? 256 : 128;
 }
 
 // n where bytes of two rows are low + 2^n high.
@@ -110,7 +111,7 @@ struct pair_of_rows {
     int8x16_t both;  // low + 2^n high, Q8_0: high
 };
 
-// Of what was read from the chunk; Q8_0: `x` for the low rows, `z` for the high ones.
+// Of what was read from a chunk; Q8_0: `x` for the low rows, `z` for the high ones.
 template <ggml_type TYPE>
 MOBILELLM_INLINE pair_of_rows weights_of(uint8x16_t x, uint8x16_t z, bool second) {
     if constexpr (TYPE == GGML_TYPE_Q8_0) {
@@ -123,20 +124,16 @@ MOBILELLM_INLINE pair_of_rows weights_of(uint8x16_t x, uint8x16_t z, bool second
     }
 }
 
-template <ggml_type TYPE>
-MOBILELLM_INLINE pair_of_rows weights_at(const uint8_t * quants, bool second) {
-    return weights_of<TYPE>(vld1q_u8(quants), TYPE == GGML_TYPE_Q8_0 ? vld1q_u8(quants + 64) : uint8x16_t{}, second);
-}
-
-// Of chunk C, quarter R of the rows and the next one.
-template <ggml_type TYPE, int C, int R>
-MOBILELLM_INLINE void weights_at(const uint8_t * quants, bool second, pair_of_rows * w) {
-    constexpr int at = chunk_bytes<TYPE>() * C + 16 * R;
-    uint8x16_t    x[2];
-    uint8x16_t    z[2] = {};
-    load_two<at>(quants, x[0], x[1]);
+// Of chunks 2 K and 2 K + 1 of the quarter that begins AT bytes further on.
+template <ggml_type TYPE, int K, int AT = 0>
+MOBILELLM_INLINE void weights_at(const uint8_t * quarter, bool second, pair_of_rows (&w)[2]) {
+    uint8x16_t x[2];
+    uint8x16_t z[2] = {};
     if constexpr (TYPE == GGML_TYPE_Q8_0) {
-        load_two<at + 64>(quants, z[0], z[1]);
+        load_two<AT + 64 * K>(quarter, x[0], z[0]);
+        load_two<AT + 64 * K + 32>(quarter, x[1], z[1]);
+    } else {
+        load_two<AT + 32 * K>(quarter, x[0], x[1]);
     }
     w[0] = weights_of<TYPE>(x[0], z[0], second);
     w[1] = weights_of<TYPE>(x[1], z[1], second);

@@ -12,6 +12,7 @@ namespace {
 
 struct avx2_isa {
     static constexpr int TILE   = 4;
+    static constexpr int ARRANGED = 0;
     static constexpr int OCTETS = GROUP / 8;
 
     // the half of a chunk where an octet's rows lie

@@ -12,6 +12,7 @@ namespace {
 
 struct avx512vnni_isa {
     static constexpr int TILE = 6;
+    static constexpr int ARRANGED = 0;
 
     // x · 2^by, whose bits that come from neighbouring bytes are to be masked.
     static MOBILELLM_INLINE __m512i shifted(__m512i x, int by) {
