@@ -11,9 +11,9 @@ namespace mobilellm {
 namespace {
 
 struct avx2_isa {
-    static constexpr int TILE   = 4;
+    static constexpr int TILE     = 4;
     static constexpr int ARRANGED = 0;
-    static constexpr int OCTETS = GROUP / 8;
+    static constexpr int OCTETS   = GROUP / 8;
 
     // the half of a chunk where an octet's rows lie
     static MOBILELLM_INLINE __m256i half_of(const uint8_t * chunk, int octet) {

@@ -11,7 +11,7 @@ namespace mobilellm {
 namespace {
 
 struct avx512vnni_isa {
-    static constexpr int TILE = 6;
+    static constexpr int TILE     = 6;
     static constexpr int ARRANGED = 0;
 
     // x · 2^by, whose bits that come from neighbouring bytes are to be masked.
