@@ -92,6 +92,7 @@ def _kept(
             _make(path.parent)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+        log.info("%s is converted to %s", source, path)
         _convert(checkpoint, path, type, progress)
         with contextlib.suppress(OSError):  # somebody empties the cache
             _remember(path, _digest(path), {"source": source, "code": converter_key()})

@@ -3,10 +3,13 @@
 import codecs
 import contextlib
 import inspect
+import json
+import logging
 import math
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
@@ -30,6 +33,9 @@ from .sequences import Sequence as TokenSequence
 from .sequences import Sequences
 from .structured import Constraint, Vocabulary, from_response_format, pop_form
 from .threads import default_threads
+from .tools import ToolCall, answer_with_tools
+
+log = logging.getLogger(__name__)
 
 # {"role": "system" | "user" | "assistant", "content": a text, or OpenAI's list of text parts}
 Message = Mapping[str, Any]
@@ -192,19 +198,37 @@ class Stream(Iterator[str]):
 
 
 class Answer(str):
-    """An answer; finish_reason, usage and logprobs are those of Stream."""
+    """An answer; finish_reason, usage and logprobs are those of Stream. tool_calls are the
+    functions that it calls; then it has no text, and finish_reason is "tool_calls"."""
 
     finish_reason: str | None
     usage: Usage
     logprobs: list[LogProb] | None
+    tool_calls: list[ToolCall]
 
     @classmethod
-    def of(cls, text: str, stream: Stream) -> "Answer":
+    def of(cls, text: str, stream: Stream, calls: Sequence[ToolCall] = ()) -> "Answer":
         """What a stream that has ended has given."""
         answer = cls(text)
         answer.finish_reason, answer.usage = stream.finish_reason, stream.usage
-        answer.logprobs = stream.logprobs
+        answer.logprobs, answer.tool_calls = stream.logprobs, list(calls)
         return answer
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message that it is, in OpenAI's form."""
+        calls = [
+            {
+                "id": id,
+                "type": "function",
+                "function": {"name": name, "arguments": json.dumps(arguments)},
+            }
+            for name, arguments, id in self.tool_calls
+        ]
+        return {
+            "role": "assistant",
+            "content": str(self),
+            **({"tool_calls": calls} if calls else {}),
+        }
 
 
 class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
@@ -244,7 +268,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             verbose=verbose,
             **kwargs,
         )
-        path = arguments.pop("model_path")
+        path, start = arguments.pop("model_path"), time.perf_counter()
         threads = arguments.pop("n_threads") or default_threads()
         arguments["n_threads_batch"] = arguments.get("n_threads_batch") or threads
         flash = arguments.pop("flash_attn")
@@ -299,6 +323,10 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             causal and arguments.get("attention_type") != 1,
         )
         self._add_template(plain=not {"chat_format", "chat_handler"} & set(kwargs))
+        seconds = time.perf_counter() - start
+        log.info(
+            "%s loaded in %.3f s: %d threads, %d tokens", path, seconds, threads, self._context
+        )
 
     def _add_template(self, plain: bool) -> None:
         template = self.metadata.get("tokenizer.chat_template")
@@ -581,11 +609,26 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         stream.finish_reason, stream._sequence = reason, None  # its place is free
         yield decoder.decode(b"", final=True)
 
-    def chat(self, messages: Sequence[Message], **sampling: Unpack[Sampling]) -> Answer:
-        """The answer to messages, whole: a str with finish_reason, usage and logprobs. sampling:
-        the arguments of stream."""
-        stream = self.stream(messages, **sampling)
-        return Answer.of("".join(stream), stream)
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        **sampling: Unpack[Sampling],
+    ) -> Answer:
+        """The answer to messages, whole: a str with finish_reason, usage, logprobs and tool_calls.
+        sampling: the arguments of stream.
+
+        tools: functions that the model may call, as OpenAI has them, or each as {"name",
+        "description", "parameters": a JSON schema}. tool_choice: "auto", "required", "none", or the
+        name of the one to call. A call fits its schema and stands in tool_calls; Answer.message()
+        is what goes into messages before {"role": "tool", "tool_call_id", "content"} with its
+        result.
+        """
+        messages = _checked_messages(messages)
+        stream, text, calls = answer_with_tools(self, messages, tools, tool_choice, sampling)
+        return Answer.of(text, stream, calls)
 
     if not TYPE_CHECKING:  # who see LlamaBase's own, with its arguments
 
