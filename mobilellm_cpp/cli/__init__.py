@@ -20,6 +20,7 @@ from . import (
     chat,
     compare,
     convert,
+    doctor,
     embed,
     generate,
     inspect,
@@ -73,6 +74,7 @@ app.command()(perplexity.perplexity)
 app.command()(compare.compare)
 app.command()(serve.serve)
 app.command()(verify.verify)
+app.command()(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -19,19 +19,20 @@ import numpy.typing as npt
 from typing_extensions import Unpack
 
 from ..errors import ModelError
-from ..quant.weight_type import FileType
+from ..quant.weight_type import DEFAULT_TYPE, FileType
 from .adapters import Adapters, Lora
 from .aio import AsyncCalls
 from .arguments import check_constructor, check_sampling, check_stop
 from .batches import BatchCalls
 from .gguf_file import context_length, kv_bytes, open_gguf
-from .inherited import MEAN, InheritedCalls, _as_list, normalized, pooled
+from .inherited import _COPY, MEAN, InheritedCalls, _as_list, normalized, pooled
 from .library import Pieces, give_memory_back, guard, llama_cpp, tokenize
 from .llama_base import Formatter, LlamaArguments, ModelArguments
 from .sampling_types import Sampling
 from .sequences import Sequence as TokenSequence
 from .sequences import Sequences
 from .structured import Constraint, Vocabulary, from_response_format, pop_form
+from .thread_choice import chosen_threads
 from .threads import default_threads
 from .tools import ToolCall, answer_with_tools
 
@@ -237,7 +238,8 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
 
     model_path: a GGUF file of architecture `mobilellm`, or any that llama.cpp runs.
     n_ctx: context in tokens; 0 takes what the file says, at most 8192.
-    n_threads: 0 takes the physical cores.
+    n_threads: 0 takes as many as decode fastest, which is measured once for this machine and size
+        of model and kept in the cache folder; prompts are read by all physical cores then.
     flash_attn: None is on, which a quantized KV cache needs, except for an f32 KV cache, which
     upstream's flash attention would round to f16.
     lora: adapters, each a GGUF file and its scale; set_lora takes others later.
@@ -269,7 +271,9 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             **kwargs,
         )
         path, start = arguments.pop("model_path"), time.perf_counter()
-        threads = arguments.pop("n_threads") or default_threads()
+        threads = arguments.pop("n_threads")
+        measured = not threads and not arguments.get("vocab_only")
+        threads = threads or default_threads()
         arguments["n_threads_batch"] = arguments.get("n_threads_batch") or threads
         flash = arguments.pop("flash_attn")
         if flash is None:
@@ -322,11 +326,30 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             llama_cpp.llama_model_n_swa(self._model.model),
             causal and arguments.get("attention_type") != 1,
         )
+        if measured and causal:
+            threads = chosen_threads(os.path.getsize(path), self._seconds)
+            self._set_threads(threads)
         self._add_template(plain=not {"chat_format", "chat_handler"} & set(kwargs))
         seconds = time.perf_counter() - start
         log.info(
             "%s loaded in %.3f s: %d threads, %d tokens", path, seconds, threads, self._context
         )
+
+    def _set_threads(self, n: int) -> None:
+        self.n_threads = n
+        llama_cpp.llama_set_n_threads(self._ctx.ctx, n, self.n_threads_batch)
+
+    def _seconds(self, n_threads: int) -> float:
+        """What a decoded token takes with so many threads: the best of a few."""
+        self._set_threads(n_threads)
+        sequence = self._sequences.open([0])
+        best = float("inf")
+        for _ in range(min(6, self._context)):
+            start = time.perf_counter()
+            sequence.next(_COPY)
+            best = min(best, time.perf_counter() - start)
+            sequence.append(0, None)
+        return best
 
     def _add_template(self, plain: bool) -> None:
         template = self.metadata.get("tokenizer.chat_template")
@@ -382,7 +405,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
     def from_checkpoint(
         cls,
         source: str | Path,
-        type: FileType = "q4_0",
+        type: FileType = DEFAULT_TYPE,
         *,
         revision: str | None = None,
         **kwargs: Unpack[ModelArguments],
