@@ -20,7 +20,6 @@ from . import (
     chat,
     compare,
     convert,
-    doctor,
     embed,
     generate,
     inspect,
@@ -74,7 +73,6 @@ app.command()(perplexity.perplexity)
 app.command()(compare.compare)
 app.command()(serve.serve)
 app.command()(verify.verify)
-app.command()(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -87,9 +85,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks of failures, and the log.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of failures.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -111,8 +107,6 @@ def main() -> None:
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("mobilellm: %(message)s"))
     logging.getLogger("mobilellm_cpp").addHandler(warnings)
-    if debug:
-        logging.getLogger("mobilellm_cpp").setLevel(logging.DEBUG)
     command = typer.main.get_command(app)
     configured: dict[str, Any] = {}
     try:

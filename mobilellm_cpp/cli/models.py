@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..quant.weight_type import DEFAULT_TYPE
 from .common import Revision, Type, print_json, printable, progress_bar
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def pull(
 
     Prints the path of the GGUF file.
     """
-    from ..cache import converted
+    from ..cache import DEFAULT_TYPE, converted
 
     with progress_bar() as progress:
         path = converted(model, type or DEFAULT_TYPE, revision=revision, progress=progress)
