@@ -9,6 +9,7 @@ from mobilellm_cpp.errors import CheckpointError
 
 from .added_tokens import AddedToken
 from .config import Config
+from .sentencepiece_proto import BPE, ModelProto, read_proto
 from .vocabulary import (
     BYTE,
     CONTROL,
@@ -16,9 +17,12 @@ from .vocabulary import (
     PADDING_SCORE,
     UNKNOWN,
     UNUSED,
+    USER_DEFINED,
     Vocabulary,
     padding,
 )
+
+SPACE = "\u2581".encode()
 
 
 def read_sentencepiece(
@@ -34,18 +38,18 @@ def read_sentencepiece(
     those of unk and pad do; the strings in tokenizer_config.json (`settings`) are not asked, for
     the hub's are empty.
     """
-    pieces, tokens = load_sentencepiece(folder / "tokenizer.model")
+    path = folder / "tokenizer.model"
+    pieces, tokens, proto = load_sentencepiece(path)
     count = len(tokens)
     if count > vocab_size:
         rule = f"must hold the {count} pieces of tokenizer.model"
         raise config.refusal("vocab_size", rule, vocab_size)
     scores = [pieces.get_score(i) for i in range(count)]
-    types = [_piece_type(pieces, i) for i in range(count)]
-    # BPE pieces have their rank as score, those of a unigram model logarithms
-    if any(t == NORMAL and not s.is_integer() for t, s in zip(types, scores, strict=True)):
-        raise CheckpointError(
-            f"{folder / 'tokenizer.model'} is no BPE model: llama.cpp would split texts otherwise."
-        )
+    types = [_piece_type(pieces, proto, i) for i in range(count)]
+    if rule := _not_as_llama_cpp(proto, tokens, types):
+        raise CheckpointError(f"{path} {rule}: llama.cpp would split texts otherwise.")
+    for i in proto.user_defined:  # shown as they stand
+        tokens[i] = tokens[i].replace(SPACE, b" ")
     vocabulary = Vocabulary(
         model="llama",
         pre="default",
@@ -54,6 +58,7 @@ def read_sentencepiece(
         scores=scores + [PADDING_SCORE] * (vocab_size - count),
         add_bos=_flag(settings, "add_bos_token", True),
         add_eos=_flag(settings, "add_eos_token", False),
+        pieces=set(proto.user_defined),
     )
     vocabulary.add(map(_as_text_has_it, added))
     own = {
@@ -69,7 +74,42 @@ def read_sentencepiece(
             vocabulary.ids[name] = token_id
     if _flag(settings, "add_prefix_space", _adds_prefix(pieces)):
         vocabulary.prefix = "every" if _flag(settings, "legacy", True) else "first"
+    if vocabulary.pieces and vocabulary.prefix == "first":
+        raise CheckpointError(
+            f"{path} has user-defined pieces ({tokens[min(vocabulary.pieces)].decode()!r}), beside "
+            "which tokenizer_config.json must not set legacy to false: llama.cpp has no such rule."
+        )
     return vocabulary
+
+
+def _not_as_llama_cpp(proto: ModelProto, tokens: list[bytes], types: list[int]) -> str:
+    """What this model does to a text that llama.cpp does not, in a few words, or ""."""
+    if proto.model_type != BPE:
+        return "is no BPE model"
+    if proto.rule:
+        return f"changes characters by its normalizer {proto.rule}"
+    if proto.removes_spaces:
+        return "removes spaces that stand twice or at an end (remove_extra_whitespaces)"
+    if not proto.escapes_spaces:
+        return "has pieces with plain spaces (escape_whitespaces is false)"
+    if proto.space_behind:
+        return "puts spaces behind words (treat_whitespace_as_suffix)"
+    if proto.denormalizes:
+        return "changes characters of texts that it makes (denormalizer_spec)"
+    if types.count(BYTE) != 256:
+        return "has no pieces for single bytes (byte_fallback)"
+    # user-defined pieces are cut out of a text before others are joined
+    texts = {text for text, kind in zip(tokens, types, strict=True) if kind != USER_DEFINED}
+
+    def symbol(text: bytes) -> bool:
+        return text in texts or len(text.decode(errors="replace")) == 1
+
+    for text, kind in zip(tokens, types, strict=True):
+        if kind in (NORMAL, USER_DEFINED):
+            continue
+        if any(symbol(text[:cut]) and symbol(text[cut:]) for cut in range(1, len(text))):
+            return f"never makes {text.decode()!r} of a text, although two other pieces make it"
+    return ""
 
 
 def _flag(settings: dict[str, Any], name: str, default: bool) -> bool:
@@ -83,15 +123,17 @@ def _as_text_has_it(token: AddedToken) -> AddedToken:
     return token._replace(text=text, normalized=False)
 
 
-def load_sentencepiece(path: Path) -> tuple[Any, list[bytes]]:
-    """A SentencePieceProcessor of the file, and the texts of its pieces."""
+def load_sentencepiece(path: Path) -> tuple[Any, list[bytes], ModelProto]:
+    """A SentencePieceProcessor of the file, the texts of its pieces, and what else it says."""
     import sentencepiece
 
     if not path.exists():
         raise CheckpointError(f"{path.parent}: tokenizer.model and tokenizer.json are missing.")
     try:
         pieces = sentencepiece.SentencePieceProcessor()
-        pieces.LoadFromSerializedProto(path.read_bytes())
+        data = path.read_bytes()
+        pieces.LoadFromSerializedProto(data)
+        proto = read_proto(data)
         texts = [pieces.id_to_piece(i).encode() for i in range(pieces.vocab_size())]
         if not texts:
             raise ValueError("it has no pieces")
@@ -99,10 +141,12 @@ def load_sentencepiece(path: Path) -> tuple[Any, list[bytes]]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except (RuntimeError, ValueError):
         raise CheckpointError(f"{path} is no SentencePiece model, or a damaged one.") from None
-    return pieces, texts
+    return pieces, texts, proto
 
 
-def _piece_type(pieces: Any, token_id: int) -> int:
+def _piece_type(pieces: Any, proto: ModelProto, token_id: int) -> int:
+    if token_id in proto.user_defined:
+        return USER_DEFINED
     if pieces.is_unknown(token_id):
         return UNKNOWN
     if pieces.is_control(token_id):

@@ -7,7 +7,7 @@ from . import keys
 from .gguf_file import array_u32, string
 from .vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 
-LSTRIP, RSTRIP, LATER, NORMALIZED = 1, 2, 4, 8
+LSTRIP, RSTRIP, LATER, NORMALIZED, PIECE = 1, 2, 4, 8, 16
 LONG = 256  # bytes of a token from which on it is not asked whether others overlap it
 
 
@@ -19,7 +19,10 @@ def text_rules(vocabulary: Vocabulary) -> tuple[dict[str, bytes], list[str]]:
         flags[token_id] = LSTRIP * token.lstrip + RSTRIP * token.rstrip
         if token.normalized:
             flags[token_id] |= NORMALIZED if vocabulary.normalizes else LATER
+    flags |= dict.fromkeys(vocabulary.pieces, PIECE)
     reasons = []
+    if vocabulary.pieces:
+        reasons.append("it puts spaces only after it has looked for user-defined pieces")
     if vocabulary.prefix.startswith("first"):
         reasons.append("it puts a space after each special token (legacy: false puts none)")
     if vocabulary.prefix.endswith("-once"):

@@ -21,7 +21,7 @@ class Vocabulary:
     `prefix` is where a space is put before a text: before "none", before "every" one that begins
     or follows an added token, or before the "first" alone; with "-once" not where there is one.
     `normalizes` says that this is done before the normalized ones of the `added` tokens are looked
-    for."""
+    for, and so it is for user-defined `pieces` of a tokenizer.model."""
 
     model: str
     pre: str
@@ -34,6 +34,7 @@ class Vocabulary:
     ids: dict[str, int] = field(default_factory=dict)
     prefix: str = "none"
     normalizes: bool = False
+    pieces: set[int] = field(default_factory=set)
     added: dict[int, AddedToken] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -50,6 +51,7 @@ class Vocabulary:
             if self.scores:
                 self.scores[token.id] = ADDED_SCORE
             self.added[token.id] = token
+            self.pieces.discard(token.id)
 
 
 def padding(start: int, end: int) -> list[bytes]:

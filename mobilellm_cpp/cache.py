@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 import platformdirs
 
 from .errors import CheckpointError, ModelError
+from .quant.weight_type import DEFAULT_TYPE
 
 if TYPE_CHECKING:
     from .convert import Checkpoint
     from .quant.weight_type import FileType
 
 DEMO = Path(__file__).resolve().parent / "demo"
-DEFAULT_TYPE: "FileType" = "q4_0"
 
 Progress = Callable[[int, int, str], None]
 
@@ -92,6 +92,7 @@ def _kept(
             _make(path.parent)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+        log.info("%s is converted to %s", source, path)
         _convert(checkpoint, path, type, progress)
         with contextlib.suppress(OSError):  # somebody empties the cache
             _remember(path, _digest(path), {"source": source, "code": converter_key()})
@@ -248,6 +249,11 @@ def resolve(
     if path.is_file() and path.suffix not in (".safetensors", ".bin"):  # those have a folder
         if type:
             raise ModelError(f"{model} is a file; a weight type is for checkpoints to convert")
+        with open(path, "rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(
+                    f"{model} is no GGUF file; a checkpoint is named by its folder or hub id"
+                )
         return path
     if not model or (model.endswith(".gguf") and not path.exists()):
         raise ModelError(f"{model or 'an empty name'}: no such file")

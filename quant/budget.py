@@ -16,6 +16,8 @@ from .types import (
     Q4_0,
     Q4_1,
     Q4_K,
+    Q5_0,
+    Q5_1,
     Q5_K,
     Q6_K,
     Q8_0,
@@ -26,7 +28,7 @@ from .types import (
 RECIPES = {"tiny": 3.5, "small": 4.5, "balanced": 5.0, "best": 6.5}
 
 # What a recipe may take: every type that the kernels of this package run.
-CANDIDATES = (Q2_0, Q3_K, Q4_0, IQ4_NL, Q4_K, Q4_1, Q5_K, Q6_K, Q8_0)
+CANDIDATES = (Q2_0, Q3_K, Q4_0, IQ4_NL, Q4_K, Q4_1, Q5_0, Q5_K, Q5_1, Q6_K, Q8_0)
 
 
 def candidates(columns: int) -> list[TensorType]:

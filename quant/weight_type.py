@@ -7,3 +7,5 @@ WeightType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "exact"]
 Recipe = Literal["tiny", "small", "balanced", "best"]
 FileType = Literal[WeightType, Recipe]
 RECIPE_NAMES = get_args(Recipe)
+# Where nobody chose: of the command line and MobileLLM.from_checkpoint.
+DEFAULT_TYPE: FileType = "q4_0"

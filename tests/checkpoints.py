@@ -315,8 +315,9 @@ def save_bin(path: Path, tensors: Descriptions, arrays: Iterator[np.ndarray]) ->
 
 
 @functools.cache
-def tokenizer_model(vocab: int) -> bytes:
-    """A SentencePiece BPE model with `vocab` pieces, Llama's special ids and byte fallback.
+def tokenizer_model(vocab: int, **options: Any) -> bytes:
+    """A SentencePiece BPE model with `vocab` pieces, Llama's special ids and byte fallback;
+    `options` are further ones of the trainer, lists as tuples.
 
     Up to 512 pieces are trained; more are made-up words, appended to the serialized model
     (a protobuf message may be continued by appending further entries of a repeated field).
@@ -325,22 +326,26 @@ def tokenizer_model(vocab: int) -> bytes:
 
     trained = min(vocab, 512)
     writer = io.BytesIO()
+    options = {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "unk_id": 0,
+        "bos_id": 1,
+        "eos_id": 2,
+        "pad_id": -1,
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in options.items()},
+    }
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences()),
         model_writer=writer,
-        model_type="bpe",
         vocab_size=trained,
-        byte_fallback=True,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
         num_threads=1,
         minloglevel=2,
+        **options,
     )
     model = writer.getvalue()
     for i in range(trained, vocab):

@@ -13,6 +13,7 @@ from pathlib import Path
 from . import settings
 from .storage import ChatError, kept
 from .talk import Talk
+from .view import visible
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,16 @@ def _load(talk: Talk, text: str, say: Say) -> None:
         if chosen is None:
             raise ChatError(f"there is no conversation {text}; /load lists them")
         path = chosen.path
+    go_on(talk, path, say)
+
+
+def go_on(talk: Talk, path: Path, say: Say) -> None:
+    """Goes on with a conversation that is kept, and says where it stands."""
     saved = talk.resume(path)
-    say(f"{len(saved.turns) // 2} questions and answers: {saved.title}")
+    say(f"going on with: {saved.title}")
+    if saved.turns:
+        question, answer = (turn["content"] for turn in saved.turns[-2:])
+        say(f"> {visible(question)}\n{visible(answer)}")
     if saved.unanswered:
         say("the last question was not answered; /regen asks it again")
 
@@ -156,7 +165,7 @@ def _stats(talk: Talk, text: str, say: Say) -> None:
 
 def _model(talk: Talk, text: str, say: Say) -> None:
     if text:
-        talk.switch(None if text == "demo" and not os.path.exists("demo") else text)
+        talk.switch(text)
     about = talk.llm.metadata
     say(f"{talk.name}: {about.get('general.architecture')}, {talk.llm.n_ctx()} tokens of context")
     if not talk.has_template:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..engine.cancelling import Cancelled
 from ..errors import MobileLLMError
 from .commands import Ask, Edit, Leave, Next, carry_out, unquoted
-from .storage import kept
+from .storage import kept, recorded
 from .talk import Talk
 from .thinking import Thinking
 from .view import PlainView, TerminalView, unseen_typing
@@ -167,6 +167,6 @@ def _can_draw() -> bool:
 def latest(model: str | None) -> Path | None:
     """The newest conversation, with that model where one is named."""
     for saved in kept():
-        if model is None or saved.model == model:
+        if model is None or saved.model == recorded(model):
             return saved.path
     return None

@@ -2,26 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..engine.sampling_types import SETTINGS
 from .storage import ChatError
 from .talk import FORMS, Talk
 
-# What sampling takes where nothing was set, and what it means.
-SAMPLING: dict[str, tuple[float | None, str]] = {
-    "temperature": (0.8, "0 always takes the likeliest token"),
-    "top_k": (40, "only so many of the likeliest tokens; 0: all"),
-    "top_p": (0.95, "only the likeliest tokens that are so probable together; 1: all"),
-    "min_p": (0.05, "only tokens so probable, relative to the likeliest; 0: all"),
-    "typical_p": (1.0, "locally typical sampling; 1: off"),
-    "repeat_penalty": (1.0, "divides the logits of tokens seen lately; 1: off"),
-    "frequency_penalty": (0.0, "taken from them for each time that they were seen; 0: off"),
-    "presence_penalty": (0.0, "taken from them once; 0: off"),
-    "seed": (None, "the same seed gives the same answers"),
-    "max_tokens": (512, "tokens of an answer at most"),
-}
-WHOLE = ("top_k", "seed", "max_tokens")
+MAX_TOKENS = 512  # of an answer, where nobody says otherwise
 TEXTS = {
     "stop": "a text before which an answer ends, or a JSON list of them",
     "schema": "the JSON schema of answers: its text or a file",
@@ -37,8 +25,8 @@ DEFAULT = ("default", "none", "off")
 def shown(talk: Talk, name: str | None = None) -> Iterator[str]:
     """The settings, or one of them, a line each."""
     rows: dict[str, tuple[Any, str]] = {
-        key: (talk.settings.get(key, default), meaning)
-        for key, (default, meaning) in SAMPLING.items()
+        key: (talk.settings.get(key, setting.default), setting.meaning)
+        for key, setting in SETTINGS.items()
     }
     rows.update({key: (talk.settings.get(key), meaning) for key, meaning in TEXTS.items()})
     rows["thinking"] = (THINKING[not talk.show_thinking], "what a model thinks before it answers")
@@ -58,17 +46,16 @@ def change(talk: Talk, name: str, text: str) -> None:
             raise ChatError(f"thinking is {' or '.join(THINKING)}")
         talk.show_thinking = text == "show"
     elif text in DEFAULT:
-        talk.set(name, SAMPLING["max_tokens"][0] if name == "max_tokens" else None)
+        talk.set(name, MAX_TOKENS if name == "max_tokens" else None)
     elif name == "stop":
         talk.set(name, _stop(text))
     elif name in FORMS:
         talk.set(name, _text(text))
     else:
-        kind: Callable[[str], float] = int if name in WHOLE else float
         try:
-            value = kind(text)
+            value = SETTINGS[name].kind(text)
         except ValueError:
-            raise ChatError(f"{name} is a number: {SAMPLING[name][1]}") from None
+            raise ChatError(f"{name} is a number: {SETTINGS[name].meaning}") from None
         if name == "max_tokens" and value < 1:
             raise ChatError("max_tokens is 1 at least")
         talk.set(name, value)
@@ -76,13 +63,13 @@ def change(talk: Talk, name: str, text: str) -> None:
 
 def completions(talk: Talk) -> Iterable[str]:
     """Names that may stand behind /set."""
-    return [*SAMPLING, *TEXTS, *(f"thinking {word}" for word in THINKING)]
+    return [*SETTINGS, *TEXTS, *(f"thinking {word}" for word in THINKING)]
 
 
 def _known(name: str) -> str:
     name = name.lower().replace("-", "_")
     name = SHORT.get(name, name)
-    if name not in (*SAMPLING, *TEXTS, "thinking"):
+    if name not in (*SETTINGS, *TEXTS, "thinking"):
         raise ChatError(f"there is no setting {name[:40]}; /set lists them")
     return name
 

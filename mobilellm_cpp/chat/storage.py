@@ -31,6 +31,13 @@ def folder() -> Path:
     return Path(platformdirs.user_data_dir("mobilellm-cpp"))
 
 
+def recorded(model: str | None) -> str:
+    """A MODEL argument as it is kept: a file or folder with all of its path."""
+    if model is None:
+        return "demo"
+    return os.path.abspath(model) if os.path.exists(model) else model
+
+
 @dataclass
 class Saved:
     """A conversation as a file has it. unanswered: a question whose answer is missing."""
@@ -86,7 +93,7 @@ def _take(saved: Saved, entry: dict[str, Any]) -> None:
 
 
 def kept() -> Iterator[Saved]:
-    """The conversations that are kept, newest first."""
+    """The conversations that are kept and in which something was said, newest first."""
     try:
         paths = list((folder() / "chats").glob("*.jsonl"))
         paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
@@ -94,9 +101,11 @@ def kept() -> Iterator[Saved]:
         return
     for path in paths:
         try:
-            yield read(path)
+            saved = read(path)
         except ChatError:
             continue
+        if saved.turns or saved.unanswered:
+            yield saved
 
 
 class Store:
@@ -131,6 +140,8 @@ class Store:
             return
         try:
             write(self.path, self._pending)
+        except (NotADirectoryError, FileExistsError):
+            self.trouble = f"{self.path}: a file stands where a folder should"
         except OSError as error:
             self.trouble = f"{self.path}: {error.strerror}"
         self._pending.clear()

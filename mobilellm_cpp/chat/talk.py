@@ -13,7 +13,7 @@ from ..engine.conversation import Completion, Conversation
 from ..engine.model import MobileLLM
 from ..engine.structured import pop_form
 from .answering import Answering, Stats
-from .storage import ChatError, Saved, Store, read, write
+from .storage import ChatError, Saved, Store, read, recorded, write
 from .thinking import BEGIN
 
 FORMS = ("schema", "grammar", "regex", "lark")  # of an answer, at most one of them
@@ -84,7 +84,7 @@ class Talk:
 
     def _new_store(self) -> Store:
         store = Store.new() if self.keep else Store(None)
-        store.add({"model": self.model or "demo"}, later=True)
+        store.add({"model": recorded(self.model)}, later=True)
         if self.system:
             store.add({"role": "system", "content": self.system}, later=True)
         return store
@@ -189,7 +189,7 @@ class Talk:
         self.llm, self.model, self.lora = llm, model, []
         self.stats = Stats()
         self._begin(self.turns)
-        self.store.add({"model": model or "demo"}, later=True)
+        self.store.add({"model": recorded(model)}, later=True)
 
     def adapt(self, lora: list[tuple[str, float]]) -> None:
         """Takes these adapters and no others."""
@@ -198,7 +198,7 @@ class Talk:
 
     def save(self, path: Path) -> None:
         """Writes the conversation to a file, in the place of what is there."""
-        entries: list[Any] = [{"model": self.model or "demo"}]
+        entries: list[Any] = [{"model": recorded(self.model)}]
         if self.system:
             entries.append({"role": "system", "content": self.system})
         try:

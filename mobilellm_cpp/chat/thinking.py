@@ -15,11 +15,16 @@ class Thinking:
         self.thinks = thinks  # at the moment
         self._began = thinks  # whether thoughts can begin no more
         self._held = ""
+        self._fresh = False  # nothing but line ends came since the last mark
 
     def feed(self, piece: str) -> Iterator[tuple[bool, str]]:
         """Yields parts: whether one is thought, and its text."""
         self._held += piece
         while self._held:
+            if self._fresh:
+                self._held = self._held.lstrip("\n")
+                self._fresh = not self._held
+                continue
             if self._began and not self.thinks:
                 yield self._out(len(self._held))
                 return
@@ -30,7 +35,8 @@ class Thinking:
             if at == 0 or (at > 0 and self.thinks):
                 if at:
                     yield self._out(at)
-                self._held = self._held[len(mark) :].lstrip("\n")
+                self._held = self._held[len(mark) :]
+                self._fresh = True
                 self.thinks, self._began = not self.thinks, True
             elif self.thinks:
                 safe = len(self._held) - _overlap(self._held, mark)

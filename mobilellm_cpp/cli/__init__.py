@@ -20,6 +20,7 @@ from . import (
     chat,
     compare,
     convert,
+    doctor,
     embed,
     generate,
     inspect,
@@ -73,6 +74,7 @@ app.command()(perplexity.perplexity)
 app.command()(compare.compare)
 app.command()(serve.serve)
 app.command()(verify.verify)
+app.command()(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -85,7 +87,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of failures.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks of failures, and the log.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -107,6 +111,8 @@ def main() -> None:
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("mobilellm: %(message)s"))
     logging.getLogger("mobilellm_cpp").addHandler(warnings)
+    if debug:
+        logging.getLogger("mobilellm_cpp").setLevel(logging.DEBUG)
     command = typer.main.get_command(app)
     configured: dict[str, Any] = {}
     try:

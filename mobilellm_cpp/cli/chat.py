@@ -1,15 +1,20 @@
 """mobilellm chat: talk to a model in the terminal, or ask it once."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import ModelError
-from .common import Context, OptionalModel, Seed, Threads, Type, complain
+from .common import Context, OptionalModel, Threads, Type, complain
+from .sampling import takes_sampling
 
 
+@takes_sampling
 def chat(
+    context: typer.Context,
+    *,
     model: OptionalModel = None,
     question: Annotated[
         str | None,
@@ -21,11 +26,6 @@ def chat(
     n: Annotated[
         int, typer.Option("-n", "--tokens", min=1, help="Tokens an answer at most.")
     ] = 512,
-    temperature: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="By default 0.8; 0, the likeliest token, for the demo model."),
-    ] = None,
-    seed: Seed = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the last conversation.")
     ] = False,
@@ -42,19 +42,25 @@ def chat(
     thinking: Annotated[
         bool, typer.Option("--thinking/--hide-thinking", help="Show what a model thinks first.")
     ] = True,
+    sampling: dict[str, Any],
     type: Type = None,
     ctx: Context = 0,
     threads: Threads = 0,
 ) -> None:
     """Chat with a model in the terminal, or ask it one question.
 
-    A text on stdin is one question. In the terminal /help shows what can be done.
+    A text on stdin is one question. In the terminal /help shows what can be done. The demo model's
+    temperature is 0 unless another is given.
     """
+    from ..chat.commands import go_on
     from ..chat.session import Session, latest, note
     from ..chat.talk import Talk
     from ..engine.cancelling import Cancelled
-    from .common import load
+    from .common import load, without_demo
 
+    model = without_demo(model)
+    if model and not question and " " in model.strip() and not Path(model).exists():
+        raise ModelError(f"{model} is no model: name one before the question, demo or your own")
     typing = question is None and sys.stdin.isatty()
     path = None
     if resume:
@@ -64,13 +70,13 @@ def chat(
         if model is None:
             from ..chat.storage import read
 
-            model = read(path).model
-            model = None if model == "demo" else model
-    if temperature is None:
-        temperature = 0.0 if model is None else 0.8
-    settings: dict[str, Any] = {"max_tokens": n, "temperature": temperature}
-    if seed is not None:
-        settings["seed"] = seed
+            model = without_demo(read(path).model)
+    settings: dict[str, Any] = {"max_tokens": n, **sampling}
+    source = context.get_parameter_source("temperature")
+    if model is None and source is not None and source.name == "DEFAULT":
+        settings["temperature"] = 0.0  # what the demo model was made for
+    if "json_schema" in settings:
+        settings["schema"] = settings.pop("json_schema")
     talk = Talk(
         lambda name: load(name, type if name == model else None, n_ctx=ctx, n_threads=threads),
         model,
@@ -81,10 +87,7 @@ def chat(
     talk.show_thinking = thinking
     session = Session(talk, complain, markdown)
     if path is not None:
-        saved = talk.resume(path)
-        note(f"going on with: {saved.title}")
-        if saved.unanswered and typing:
-            note("the last question was not answered; /regen asks it again")
+        go_on(talk, path, note if typing else lambda text: None)
     if typing:
         _greet(talk)
         session.terminal(keep)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..quant.weight_type import FileType
+from ..quant.weight_type import DEFAULT_TYPE, FileType
 
 
 def _kept_sources(incomplete: str) -> list[str]:
@@ -32,7 +32,8 @@ Model = Annotated[
 OptionalModel = Annotated[
     str | None,
     typer.Argument(
-        help="A GGUF file, a checkpoint folder or a hub id; without it, the shipped demo model.",
+        help="A GGUF file, a checkpoint folder or a hub id; without it, or as demo, the shipped "
+        "demo model.",
         show_default=False,
         autocompletion=_kept_sources,
     ),
@@ -42,7 +43,7 @@ OptionalModel = Annotated[
 Type = Annotated[
     FileType | None,
     typer.Option(
-        help="Weights of a checkpoint that is converted for this; by default q4_0.",
+        help=f"Weights of a checkpoint that is converted for this; by default {DEFAULT_TYPE}.",
         show_default=False,
     ),
 ]
@@ -59,13 +60,10 @@ Context = Annotated[
 Threads = Annotated[
     int,
     typer.Option(
-        "--threads", "-t", min=0, max=512, metavar="NUMBER", help="0: the physical cores."
+        "--threads", "-t", min=0, max=512, metavar="NUMBER", help="0: what decodes fastest here."
     ),
 ]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
-Seed = Annotated[
-    int | None, typer.Option(min=0, help="The same seed gives the same text.", show_default=False)
-]
 Schedule = Annotated[
     str | None,
     typer.Option(
@@ -164,15 +162,25 @@ def progress_bar(unit: str | None = None) -> Iterator[Callable[[int, int, str], 
             bar.stop()
 
 
+def tell_type(source: str) -> None:
+    """Says in which type a checkpoint is taken where nobody chose one."""
+    print(f"{printable(source)} in {DEFAULT_TYPE}; --type chooses another", file=sys.stderr)
+
+
+def without_demo(model: str | None) -> str | None:
+    """A MODEL argument, None where it means the shipped demo model."""
+    return None if model == "demo" and not Path(model).exists() else model
+
+
 def resolve(model: str | None, type: FileType | None) -> Path:
     """The GGUF file of a MODEL argument, converted with a progress bar if need be."""
-    from ..cache import DEFAULT_TYPE
     from ..cache import resolve as resolve_model
 
+    model = without_demo(model)
     with progress_bar() as progress:
         path = resolve_model(model, type, progress)
     if model is not None and type is None and path != Path(model):
-        print(f"{printable(model)} in {DEFAULT_TYPE}; --type chooses another", file=sys.stderr)
+        tell_type(model)
     return path
 
 

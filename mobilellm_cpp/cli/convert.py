@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError
-from ..quant.weight_type import RECIPE_NAMES, FileType
+from ..quant.weight_type import DEFAULT_TYPE, RECIPE_NAMES, FileType
 from .common import (
     Base,
     ChatTemplate,
@@ -16,6 +16,7 @@ from .common import (
     Settings,
     parse_settings,
     progress_bar,
+    tell_type,
 )
 from .verify import finish
 
@@ -41,7 +42,7 @@ def convert(
     type: Annotated[
         FileType | None,
         typer.Option(
-            help="Type of the weights, by default f16, of an adapter f32; "
+            help=f"Type of the weights, by default {DEFAULT_TYPE}, of an adapter f32; "
             "exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints; tiny, small, balanced "
             "and best are recipes of `mobilellm quantize`.",
             show_default=False,
@@ -89,7 +90,7 @@ def convert(
         report = convert_to(
             checkpoint,
             out,
-            type or "f16",
+            type or DEFAULT_TYPE,
             text=_calibration_text() if type in RECIPE_NAMES else None,
             schedule=schedule,
             portable=portable,
@@ -97,6 +98,8 @@ def convert(
             adapter=adapter,
             progress=progress,
         )
+    if type is None:
+        tell_type(source)
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     print(

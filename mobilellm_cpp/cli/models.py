@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..quant.weight_type import DEFAULT_TYPE
 from .common import Revision, Type, print_json, printable, progress_bar
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def pull(
 
     Prints the path of the GGUF file.
     """
-    from ..cache import DEFAULT_TYPE, converted
+    from ..cache import converted
 
     with progress_bar() as progress:
         path = converted(model, type or DEFAULT_TYPE, revision=revision, progress=progress)

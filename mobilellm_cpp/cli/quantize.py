@@ -91,6 +91,7 @@ def quantize(
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Quantize a model: its types chosen by what they cost it, its rounding calibrated."""
+    from ..convert.gguf_file import check_output
     from ..inspection.perplexity import read_text
     from ..quant.calibration_text import builtin_text
     from ..quantization import run
@@ -101,11 +102,13 @@ def quantize(
         raise typer.BadParameter("give --target-size or --target-bpw, not both")
     if imatrix is not None and calibration is not None:
         raise typer.BadParameter("give --imatrix or --calibration, not both")
+    type = type.lower()
     size = None if target_size is None else _bytes(target_size)
     calibrated = calibrate and imatrix is None
     text = builtin_text() if calibration is None else read_text(calibration)
     with _file(source, revision) as path:
         opened = Source(path)
+        check_output(out.expanduser(), [path])  # before what takes minutes
         plan = _plan(
             opened, type, size, target_bpw, text if calibrated else None, fallback, bool(imatrix)
         )

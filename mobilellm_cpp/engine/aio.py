@@ -8,7 +8,15 @@ import asyncio
 import contextvars
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -198,10 +206,16 @@ class AsyncCalls:
         return AsyncStream(lambda: self.stream(prompt, **sampling))
 
     async def achat(
-        self: _Calls, messages: "Sequence[Message]", **sampling: Unpack[Sampling]
+        self: _Calls,
+        messages: "Sequence[Message]",
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        **sampling: Unpack[Sampling],
     ) -> "Answer":
         """chat."""
-        return await in_thread(lambda: self.chat(messages, **sampling))
+        offered = {"tools": tools, "tool_choice": tool_choice}
+        return await in_thread(lambda: self.chat(messages, **offered, **sampling))
 
     async def abatch(self: _Calls, prompts: "Iterable[Prompt]", **arguments: Any) -> "list[Answer]":
         """batch."""

@@ -52,6 +52,7 @@ class PromptCache:
             return
         data = self._read(best)
         if data is not None:
+            log.info("a prompt of %d tokens has %d of %s", len(tokens), shared - 1, best)
             sequences.preload(self._tokens[best], data)
 
     def keep(self, sequence: Sequence, n: int) -> None:

@@ -11,8 +11,18 @@ _UNIFIED: tuple[str, ...] = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 
 def default_threads() -> int:
     """The physical cores that this process may use, or fewer, where a cgroup grants less time."""
-    quotas = [max(1, math.ceil(quota)) for quota in _quotas()]
-    return min([_physical_cores(), *quotas])
+    return limits()[0]
+
+
+def limits() -> tuple[int, str]:
+    """default_threads, and why so many."""
+    cores, quotas = _physical_cores(), list(_quotas())
+    granted = min((max(1, math.ceil(quota)) for quota in quotas), default=cores)
+    if granted < cores:
+        return granted, f"a cgroup grants the time of {min(quotas):g} processors"
+    there = os.cpu_count() or cores
+    of = f" of {there} logical processors" if there != cores else ""
+    return cores, f"{cores} physical cores{of} that this process may use"
 
 
 def _physical_cores() -> int:

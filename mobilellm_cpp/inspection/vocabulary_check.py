@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..convert.config import read_json
 from ..convert.merge_scores import final_ranks
+from ..convert.sentencepiece_proto import read_proto
 from ..convert.tokenizer_file import TokenizerFile
 from ..engine.gguf_file import GGUFFile
 from ..errors import CheckpointError
@@ -101,8 +102,9 @@ def _pieces(path: Path) -> dict[int, Token]:
     except RuntimeError:
         raise CheckpointError(f"{path} is no SentencePiece model, or a damaged one.") from None
     expected = {}
+    user_defined = read_proto(path.read_bytes()).user_defined  # which the library does not tell
     for i in range(pieces.vocab_size()):
-        kind = NORMAL
+        kind = USER_DEFINED if i in user_defined else NORMAL
         for is_one, other in (
             (pieces.is_unknown, UNKNOWN),
             (pieces.is_control, CONTROL),

@@ -272,6 +272,9 @@ def text_tokens(source: Source, text: str, sequences: int) -> list[list[int]]:
 
     context = min(SEQUENCE, int(source.numbers.get("context_length", SEQUENCE)))
     with MobileLLM(source.path, n_ctx=context, n_threads=1) as llm:
+        count = len(llm.tokenize(text.encode()))
+        if count < 2 * context:
+            raise ModelError(f"the calibration text has {count} tokens, {2 * context} are needed")
         chunks = text_chunks(llm, text, context, None)
     step = max(1, len(chunks) // sequences)
     return chunks[::step][:sequences]

@@ -218,14 +218,14 @@ def test_regenerate_and_edit(person):
 
 
 def test_a_window_that_changes_its_size(person, models):
-    options = ("-t", "1", "--temperature", "2", "--seed", "5", "-n", "2500")
+    options = ("-t", "1", "--temperature", "2", "--seed", "5", "-n", "1500")
     chat = person.chat(models / "chat.gguf", *options)
     chat.wait("^>")
     chat.type("tell me\r")
     for rows, columns in ((24, 100), (10, 100), (30, 100)):
         chat.wait("Ctrl-C stops")
         chat.resize(rows, columns)
-    chat.wait("the limit of 2500 tokens is reached", seconds=60)
+    chat.wait("the limit of 1500 tokens is reached", seconds=60)
     leave(chat)
     said = next(line["content"] for line in person.lines() if line.get("role") == "assistant")
     shown = "".join(chat.text().split())

@@ -162,8 +162,8 @@ def test_wrong_usage_is_exit_code_2(place):
 
 
 def test_inspect_in_words(place):
-    run(place, "convert", "tiny", "-o", "shared.gguf")
-    run(place, "convert", "tiny", "-o", "base.gguf", "--schedule", "0,1")
+    run(place, "convert", "tiny", "-o", "shared.gguf", "--type", "f16")
+    run(place, "convert", "tiny", "-o", "base.gguf", "--schedule", "0,1", "--type", "f16")
     words = run(place, "inspect", "shared.gguf").stdout
     assert "2 blocks stored, 4 executed, immediate sharing ×2" in words
     shared = json.loads(run(place, "inspect", "shared.gguf", "--json").stdout)
@@ -187,7 +187,7 @@ def test_inspect_refuses(place, tmp_path):
     order = {"mobilellm.block_schedule": (["a", "b"], ARRAY, STRING)}
     rewrite(place / "good.gguf", tmp_path / "order.gguf", order)
     assert_sentence(run(place, "inspect", tmp_path / "order.gguf"), "block_schedule is no order")
-    assert_sentence(run(place, "inspect", tmp_path / "text.gguf"), "text.gguf", "magic")
+    assert_sentence(run(place, "inspect", tmp_path / "text.gguf"), "text.gguf is no GGUF file")
 
 
 def test_generate(place):

@@ -55,8 +55,8 @@ def main(names: list[str]) -> int:
     if not list(BUILD.glob("llama_cpp_python-*.whl")):
         run(*wheels, "llama-cpp-python==0.3.36")
     mobilellm, demo = Path(sys.executable).parent / "mobilellm", ROOT / "mobilellm_cpp" / "demo"
-    run(mobilellm, "convert", demo, "-o", BUILD / "demo.gguf")
-    run(mobilellm, "convert", demo, "--portable", "-o", BUILD / "portable.gguf")
+    run(mobilellm, "convert", demo, "--type", "f16", "-o", BUILD / "demo.gguf")
+    run(mobilellm, "convert", demo, "--type", "f16", "--portable", "-o", BUILD / "portable.gguf")
     failed = []
     for name in names or PINS:
         python = python_of(name)

@@ -83,17 +83,7 @@ def test_no_tokenizer_config(tmp_path: Path) -> None:
 def test_no_space_prefix(tmp_path: Path) -> None:
     """A model trained without the dummy prefix says so in the file."""
     folder = make_checkpoint(tmp_path / "m")
-    text = tmp_path / "text"
-    text.write_text("some words to train on, and some more of them\n" * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=300,
-        byte_fallback=True,
-        add_dummy_prefix=False,
-        minloglevel=2,
-    )
+    (folder / "tokenizer.model").write_bytes(tokenizer_model(512, add_dummy_prefix=False))
     assert vocabulary(folder)["add_space_prefix"] is False
 
 

@@ -195,13 +195,16 @@ def test_best_mix() -> None:
         (["--type", "q9_9"], "q9_9 is no type"),
         (["--target-size", "1kB"], "its metadata has"),
         (["--target-bpw", "1.5"], "no mix of types has 1.50 bits"),
-        (["--type", "q4_k_m", "--no-fallback", "--no-calibration"], "no multiple of Q4_K's block"),
+        (["--type", "Q4_K_M", "--no-fallback", "--no-calibration"], "no multiple of Q4_K's block"),
+        (["--type", "q4_0", "--calibration", "SHORT"], "the calibration text has"),
     ],
 )
 def test_refused(arguments: list[str], sentence: str, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "m")
     convert_checkpoint(tmp_path / "m", tmp_path / "m.gguf")
     out = tmp_path / "out.gguf"
+    (tmp_path / "short").write_text("Once upon a time")
+    arguments = [str(tmp_path / "short") if word == "SHORT" else word for word in arguments]
     done = CliRunner().invoke(app, ["quantize", str(tmp_path / "m.gguf"), str(out), *arguments])
     assert isinstance(done.exception, ModelError) and sentence in str(done.exception)
     assert not out.exists()

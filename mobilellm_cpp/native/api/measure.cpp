@@ -1,8 +1,10 @@
 // What `mobilellm bench` measures below Python: the bandwidth of memory, the output head's part of a step.
 
 #include "api.h"
+#include "dispatch.h"
 #include "ggml-backend.h"
 #include "mobilellm.h"
+#include "packed_buffer.h"
 #include "streaming.h"
 
 #include <algorithm>
@@ -160,6 +162,10 @@ bool mobilellm_at_final_norm(ggml_tensor * tensor, bool ask, void * data) {
     clock.seen   = true;
     clock.normed = steady::now();
     return true;
+}
+
+const char * mobilellm_kernels_text() {
+    return mobilellm_kernels_wanted() == mobilellm_kernels::none ? "" : mobilellm::best().name;
 }
 
 const char * mobilellm_streaming_text() {

@@ -14,7 +14,7 @@ namespace {
 constexpr std::string_view escaped_space = "\xe2\x96\x81";  // U+2581
 
 // Flags of an added token in a file.
-enum : uint32_t { LSTRIP = 1, RSTRIP = 2, LATER = 4, NORMALIZED = 8 };
+enum : uint32_t { LSTRIP = 1, RSTRIP = 2, LATER = 4, NORMALIZED = 8, PIECE = 16 };
 
 // Unicode's White_Space.
 constexpr std::string_view spaces[] = {
@@ -114,19 +114,22 @@ void mobilellm_added_tokens::load(const gguf_context * file, const llama_vocab &
         if (known.count(llama_token(ids[i])) == 0) {
             refuse(tokens_key, "names token " + std::to_string(ids[i]) + ", which is no added one");
         }
-        if (flags[i] > 15 || ((flags[i] & NORMALIZED) && (!characters || once || !(every || none)))) {
+        const bool in_normalized = flags[i] & (NORMALIZED | PIECE);
+        if (flags[i] > 31 || (in_normalized && (!characters || once || !(every || none)))) {
             refuse(flags_key, "gives token " + std::to_string(ids[i]) + " flags that this version does not know");
         }
         flags_of[ids[i]] = flags[i];
-        normalizes       = normalizes || (flags[i] & NORMALIZED);
+        normalizes       = normalizes || in_normalized;
     }
     for (const llama_token token_id : special) {
         const auto &   data   = vocab.get_token_data(token_id);
         const auto     found  = flags_of.find(token_id);
         const uint32_t own    = found == flags_of.end() ? 0 : found->second;
         const bool     hidden = data.attr & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN);
-        const auto     text   = own & NORMALIZED ? spaced(data.text, true) : data.text;
-        auto &         group  = own & (LATER | NORMALIZED) ? later : tokens;
+        const auto     text   = own & NORMALIZED ? spaced(data.text, true)
+                                : own & PIECE    ? with_spaces_escaped(data.text)
+                                                 : data.text;
+        auto &         group  = own & (LATER | NORMALIZED | PIECE) ? later : tokens;
         if (!text.empty()) {
             group.push_back({ text, token_id, hidden, (own & LSTRIP) != 0, (own & RSTRIP) != 0 });
         }
