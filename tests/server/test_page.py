@@ -79,7 +79,9 @@ class Page:
         return self.driver.find_element("css selector", css)
 
     def texts(self, css):
-        return [each.text for each in self.driver.find_elements("css selector", css)]
+        """In one go: the page may draw itself anew at any moment."""
+        read = "return [...document.querySelectorAll(arguments[0])].map((each) => each.innerText)"
+        return self.driver.execute_script(read, css)
 
     def until(self, condition):
         return self._wait.until(lambda _: condition())
