@@ -197,7 +197,10 @@ class Talk:
         self.lora = lora
 
     def save(self, path: Path) -> None:
-        """Writes the conversation to a file, in the place of what is there."""
+        """Writes the conversation to a file, in the place of an earlier one. Raises ChatError where
+        something else is there."""
+        if path.exists():
+            read(path)
         entries: list[Any] = [{"model": recorded(self.model)}]
         if self.system:
             entries.append({"role": "system", "content": self.system})

@@ -85,6 +85,8 @@ def chat(
         keep=keep and (typing or resume),
     )
     talk.show_thinking = thinking
+    if system and not talk.has_template:
+        note(f"{talk.name} is a base model: it knows no instructions, --system has no effect")
     session = Session(talk, complain, markdown)
     if path is not None:
         go_on(talk, path, note if typing else lambda text: None)

@@ -198,7 +198,7 @@ def test_ctrl_c_in_an_answer_leaves_the_conversation_as_it_was(person, models):
     assert person.lines()[-1] == {"keep": 2}
 
 
-def test_regenerate_and_edit(person):
+def test_regenerate_and_edit(person, tmp_path):
     chat = person.chat("-t", "1")
     chat.wait("^>")
     chat.type("Who is the baker?\r")
@@ -209,11 +209,16 @@ def test_regenerate_and_edit(person):
     chat.wait("^> Who is the baker", after="/edit")
     chat.type("\x01\x0bhi, who are you?\r")
     chat.wait("Pip", after="who are you?")
-    chat.type("/save copy.jsonl\r")
-    chat.wait("saved to copy.jsonl")
+    copy, other = tmp_path / "c.jsonl", tmp_path / "o.txt"
+    other.write_text("a letter")
+    for _ in range(2):
+        chat.type(f"/save {copy}\r")
+        chat.wait("saved to", after="/save")
+    chat.type(f"/save {other}\r")
+    chat.wait("no conversation: JSON")
     leave(chat)
-    saved = [json.loads(line) for line in Path("copy.jsonl").read_text().splitlines()]
-    Path("copy.jsonl").unlink()
+    assert other.read_text() == "a letter"
+    saved = [json.loads(line) for line in copy.read_text().splitlines()]
     assert [line.get("content") for line in saved][1] == "hi, who are you?" and len(saved) == 3
 
 
@@ -312,3 +317,24 @@ def test_a_base_model_continues_texts(person, models):
     first, keep, second = person.lines()[2], person.lines()[3], person.lines()[5]
     assert keep == {"keep": 0} and second["content"].startswith(first["content"])
     assert len(second["content"]) > len(first["content"])
+
+
+def test_thoughts_are_dim_or_hidden(person, models):
+    grammar = 'root ::= "<think>let me see</think>" "It is **so**."'
+    chat = person.chat(models / "chat.gguf", "-t", "1", "--grammar", grammar)
+    chat.wait("^>")
+    chat.type("is it?\r")
+    text = chat.wait("It is so", after="is it?")
+    assert "let me see" in text and "think>" not in text and "**" not in text
+    row = next(y for y in range(24) if "let me see" in chat.screen.display[y])
+    assert chat.screen.buffer[row][0].italics and not chat.screen.buffer[row + 1][0].italics
+    chat.type("/set thinking hide\r")
+    chat.wait("thinking +hide")
+    chat.type("really?\r")
+    text = chat.wait("It is so", after="really?")
+    assert text.count("let me see") == 1
+    leave(chat)
+    answers = [line for line in person.lines() if line.get("role") == "assistant"]
+    assert [(line["thinking"], line["content"]) for line in answers] == [
+        ("let me see", "It is **so**.")
+    ] * 2
