@@ -253,7 +253,7 @@ def test_a_full_context_lets_the_oldest_turns_go(person):
     chat.type("And where is the school?\r")
     chat.wait(r"\w.*\n>$", after="school?")
     chat.type("/stats\r")
-    text = chat.wait("of them were known", after="/stats")
+    text = chat.wait("of them were known", after="school?")
     line = next(line for line in reversed(text.splitlines()) if "of them were known" in line)
     known, read = int(line.split()[0]), int(line.split("known, ")[1].split()[0])
     assert known > 3 * read  # only what is new is computed
