@@ -174,4 +174,5 @@ def plot(comparison: Comparison, path: Path) -> None:
     axes.set_xlabel("size, MB")
     axes.set_ylabel(f"mean KL divergence from {Path(comparison.files[0].path).stem}, nats")
     axes.grid(alpha=0.3)
+    axes.margins(x=0.2)  # room for the names
     figure.savefig(path, dpi=150)
