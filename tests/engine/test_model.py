@@ -435,6 +435,25 @@ def test_a_message_that_overfills_the_context(folder):
     "".join(talk.answer("again"))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_an_answer_that_fails_leaves_the_conversation_as_it_was(folder, steps):
+    llm = MobileLLM(folder / "template.gguf", n_ctx=96, n_threads=1)
+    talk, other = (Conversation(llm, max_tokens=16, temperature=0.0) for _ in range(2))
+    assert "".join(talk.answer("hello")) == "".join(other.answer("hello"))
+    before, seen = list(talk.turns), []
+
+    def watch(read):
+        seen.append(read)
+        if len(seen) == steps:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        list(talk.answer("and now?", watch))
+    assert talk.turns == before and seen == sorted(seen)
+    assert "".join(talk.answer("again")) == "".join(other.answer("again"))
+    assert talk.reused > 0 and talk.dropped == 0
+
+
 def test_an_interrupted_answer_is_kept(folder):
     llm = MobileLLM(folder / "template.gguf", n_ctx=96, n_threads=1)
     talk = Conversation(llm, max_tokens=24, temperature=0.0)
