@@ -22,6 +22,7 @@ PINS = {
     "outlines": ["outlines[llamacpp]==1.3.3"],
     "guidance": ["guidance==0.3.1"],
     "lmeval": ["lm-eval==0.4.13", "llama-cpp-python[server]==0.3.36"],
+    "ray": ["ray[data]==2.60.0"],
     "llm": ["llm==0.36", "llm-gguf==0.2", "llm-llama-cpp==0.3"],
 }
 
