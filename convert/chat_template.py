@@ -16,9 +16,16 @@ FILE, FURTHER, JSON = "chat_template.jinja", "additional_chat_templates", "chat_
 DEFAULT = "default"
 
 
-def chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+def chat_templates(
+    folder: Path, settings: dict[str, Any], adapter: Path | None = None
+) -> dict[str, str]:
     """Templates by name: those in files of their own, as transformers looks for them first, else
-    those in tokenizer_config.json (`settings`), else those in chat_template.json."""
+    those in tokenizer_config.json (`settings`), else those in chat_template.json. The folder of an
+    `adapter` that is merged goes before, if it has any: that is what was trained on."""
+    if adapter is not None:
+        path = adapter / "tokenizer_config.json"
+        if own := chat_templates(adapter, read_json(path) if path.is_file() else {}):
+            return own
     texts = {DEFAULT: _text(folder / FILE)} if (folder / FILE).exists() else {}
     if texts := texts | {p.stem: _text(p) for p in sorted((folder / FURTHER).glob("*.jinja"))}:
         return texts
@@ -33,11 +40,14 @@ def chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
 
 
 def chosen_templates(
-    folder: Path, settings: dict[str, Any], choice: str | None = None
+    folder: Path,
+    settings: dict[str, Any],
+    choice: str | None = None,
+    adapter: Path | None = None,
 ) -> tuple[dict[str, bytes], list[str]]:
     """The templates as metadata, the one called `choice` (or in the file of that name) as the
     file's own, and notes."""
-    templates = chat_templates(folder, settings)
+    templates = chat_templates(folder, settings, adapter)
     own = chosen(templates, choice)
     further = {_key(name): text for name, text in templates.items() if name != DEFAULT}
     metadata = {}

@@ -89,7 +89,8 @@ def convert_checkpoint(
     `schedule` overrides the order in which the stored blocks are executed: immediate,
     repeat-all-over, reverse, "0,0,1,..." or block numbers.
     `settings` override fields of config.json (of a source that is not open yet).
-    The LoRA `adapter`, a PEFT folder, is merged into the weights in float32.
+    The LoRA `adapter`, a PEFT folder, is merged into the weights in float32; the file gets its chat
+    templates, if it has any.
     A `portable` file is one for stock, unpatched llama.cpp, with shared blocks written out.
     `chat_template` is the name of one of the checkpoint's chat templates, or a file with one, that
     becomes the file's own.
@@ -117,7 +118,12 @@ def convert_checkpoint(
             model = for_stock(model)
         stock = model.architecture != "mobilellm"
         tokenizer, notes = read_tokenizer(
-            checkpoint.folder, checkpoint.config, model.decoder.vocab, stock, chat_template
+            checkpoint.folder,
+            checkpoint.config,
+            model.decoder.vocab,
+            stock,
+            chat_template,
+            adapter.folder if adapter else None,
         )
         if unread := checkpoint.config.unread:
             raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")

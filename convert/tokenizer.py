@@ -49,12 +49,18 @@ class TokenizerFolder:
 
 
 def read_tokenizer(
-    folder: Path, config: Config, vocab_size: int, stock: bool, template: str | None = None
+    folder: Path,
+    config: Config,
+    vocab_size: int,
+    stock: bool,
+    template: str | None = None,
+    adapter: Path | None = None,
 ) -> tuple[dict[str, bytes], list[str]]:
     """The tokenizer's metadata for a model with `vocab_size` embeddings, and notes.
 
     `stock` is whether the file is for stock llama.cpp, too; `template` the chat template to take: a
-    name or a file. Raises CheckpointError for a vocabulary that llama.cpp would use otherwise.
+    name or a file; `adapter` the folder of one that is merged. Raises CheckpointError for a
+    vocabulary that llama.cpp would use otherwise.
     """
     source = TokenizerFolder(folder)
     vocabulary = source.vocabulary(config, vocab_size)
@@ -86,7 +92,7 @@ def read_tokenizer(
     metadata[T.ADD_EOS] = boolean(vocabulary.add_eos)
     if vocabulary.model == "llama" and vocabulary.prefix == "none":
         metadata[T.ADD_PREFIX] = boolean(False)
-    templates, unchosen = chosen_templates(folder, source.settings, template)
+    templates, unchosen = chosen_templates(folder, source.settings, template, adapter)
     return metadata | rules | templates, [*notes, *further, *unchosen]
 
 

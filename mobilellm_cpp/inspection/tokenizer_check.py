@@ -76,10 +76,14 @@ class TokenizerCheck:
 
 
 def check_tokenizer(
-    llm: MobileLLM, checkpoint: Checkpoint, template: str | None = None
+    llm: MobileLLM,
+    checkpoint: Checkpoint,
+    template: str | None = None,
+    adapter: Path | None = None,
 ) -> TokenizerCheck:
     """The file's tokenizer against SentencePiece for tokenizer.model, or the tokenizers library
-    for tokenizer.json. `template` is the chat template that was chosen for the file."""
+    for tokenizer.json. `template` is the chat template that was chosen for the file, `adapter` the
+    folder of one that was merged."""
     folder = checkpoint.folder
     source = TokenizerFolder(folder)
     settings, file = source.settings, source.file
@@ -114,7 +118,7 @@ def check_tokenizer(
                 f"{ours[at : at + 3]}, not {theirs[at : at + 3]}"
             )
     alike = len(cases) - len(different)
-    differences += _wrong_templates(llm, chat_templates(folder, settings), template)
+    differences += _wrong_templates(llm, chat_templates(folder, settings, adapter), template)
     differences += _wrong_ids(llm, checkpoint, settings, pieces, tokenizer)
     own = _named(settings, "eos", tokenizer) if tokenizer is not None else None
     ends = _ends(checkpoint, llm.n_vocab(), own)

@@ -145,7 +145,8 @@ def verify(
     with closing(llm):
         tokens = _tokens(llm, text, limit)
         positions = _positions(len(tokens), window, hyper.vocab)
-        tokenizer = check_tokenizer(llm, checkpoint, chat_template)
+        merged = None if adapter is None else adapter.folder
+        tokenizer = check_tokenizer(llm, checkpoint, chat_template, merged)
         tokenizer = replace(tokenizer, differences=[*vocabulary, *tokenizer.differences])
         engine: Floats | None = None
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from adapters import ALL, peft_model
 from checkpoints import make_checkpoint, make_pro, make_r1
+from gguf import GGUFReader
 from mobilellm_cpp.convert import convert_adapter
 from safetensors.torch import load_file, save_file
 
@@ -162,6 +163,19 @@ def test_neither_without_nor_twice(shared: Path, tmp_path: Path) -> None:
     assert len(check(tmp_path / "base.gguf", shared).failures) == 21
     path = merge(shared, tmp_path / "m.gguf", type="q4_0")
     assert len(verify(path, shared / "base", n_threads=1).failures) == 21
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
+def test_the_adapters_chat_template(place: str, shared: Path, tmp_path: Path) -> None:
+    """The tokenizer that was saved beside an adapter has the template that was trained on."""
+    shutil.copytree(shared / "lora", tmp_path / "lora")
+    text = "{{ messages[0].content }}"
+    said = text if place.endswith("jinja") else json.dumps({"chat_template": text})
+    (tmp_path / "lora" / place).write_text(said)
+    path = merge(shared, tmp_path / "m.gguf", tmp_path / "lora")  # type: ignore[arg-type]
+    assert GGUFReader(path).fields["tokenizer.chat_template"].contents() == text
+    assert verify(path, shared / "base", adapter=tmp_path / "lora", n_threads=1).ok
+    assert check(path, shared).failures == ["the chat template is not the checkpoint's"]
 
 
 def test_an_adapter_of_another_base(shared: Path, tmp_path: Path) -> None:
