@@ -56,7 +56,7 @@ class Adapter:
         self.name = name
         for path in (folder / file for file in (CONFIG, *ADAPTER_WEIGHTS)):
             if path.exists() and not path.is_file():
-                raise CheckpointError(f"{path} is no ordinary file.")
+                raise CheckpointError(f"{path} is not an ordinary file.")
         self.config = Config(folder / CONFIG)
         self._refuse_other_kinds()
         self.alpha = self.config.number("lora_alpha", 1e6, default=8)
@@ -163,7 +163,7 @@ class Adapter:
         if modules := config.get("modules_to_save"):
             raise config.refusal(
                 "modules_to_save",
-                "must be absent: whole matrices are no part of an adapter file (merge them)",
+                "must be absent: an adapter file cannot hold whole matrices (merge them)",
                 modules,
             )
         for field, value in config.fields.items():

@@ -82,7 +82,9 @@ def convert_adapter(
 
         found = adapted(adapter, decoder, order, tied)
         if unread := config.unread - {"share_embedding", "tie_word_embeddings"}:
-            raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")
+            raise CheckpointError(
+                f"the setting {min(unread)} is not a field that this model reads."
+            )
     except OSError as error:
         raise CheckpointError(f"{error.filename or source}: {error.strerror or error}.") from error
     architecture, _ = decoder_metadata(decoder, order)
@@ -120,7 +122,7 @@ def open_adapter(source: str | Path | Adapter, revision: str | None = None) -> A
     """As open_source, but a checkpoint is refused."""
     opened = source if isinstance(source, Adapter) else open_source(source, revision)
     if not isinstance(opened, Adapter):
-        raise CheckpointError(f"{source} is no LoRA adapter: it holds a whole model.")
+        raise CheckpointError(f"{source} is not a LoRA adapter: it holds a whole model.")
     return opened
 
 
@@ -146,7 +148,9 @@ def adapted(
             _check_block(part.a, int(block[1]), decoder.blocks, len(order))
         name, shape, _ = names.get(f"{module}.weight", ("", (), 0))
         if len(shape) != 2 or name == "token_embd.weight":
-            raise CheckpointError(f"{part.a} adapts {module}, and the graph adapts no such matrix.")
+            raise CheckpointError(
+                f"{part.a} adapts {module}, a matrix that the graph cannot adapt."
+            )
         theirs = (part.b.shape[0], part.a.shape[1])
         if theirs != shape:
             raise CheckpointError(

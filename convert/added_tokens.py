@@ -42,7 +42,7 @@ def added_tokens(
     path = folder / "tokenizer_config.json"
     decoder = settings.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
-        raise CheckpointError(f"{path}: added_tokens_decoder is no JSON object.")
+        raise CheckpointError(f"{path}: added_tokens_decoder is not a JSON object.")
     for key, entry in decoder.items():
         if not key.isdecimal() or len(key) > 9 or not _sound(entry):
             raise CheckpointError(f"{path}: added_tokens_decoder is broken at id {key!r}.")
@@ -54,7 +54,7 @@ def file_tokens(file: TokenizerFile) -> list[AddedToken]:
     """Those of tokenizer.json, in its order."""
     entries = file.fields.get("added_tokens") or []
     if not isinstance(entries, list):
-        raise file.refusal("added_tokens is no list")
+        raise file.refusal("added_tokens is not a list")
     found = []
     for entry in entries:
         token_id = entry.get("id") if _sound(entry) else None
@@ -72,7 +72,7 @@ def _token(path: Path, token_id: int, entry: dict[str, Any]) -> AddedToken:
     text = entry["content"]
     if entry.get("single_word"):
         raise CheckpointError(
-            f"{path}: single_word of {text[:60]!r} must be false: llama.cpp has nothing like it."
+            f"{path}: single_word of {text[:60]!r} must be false: llama.cpp has no such rule."
         )
     return AddedToken(
         path.name,

@@ -113,7 +113,7 @@ def words(file: TokenizerFile) -> str:
             whole, merged = PRE_TOKENIZERS[regex]
             return whole if file.bpe().get("ignore_merges") else merged
     raise file.refusal(
-        "pre_tokenizer is neither Llama 3's nor Llama 4's: llama.cpp would split texts otherwise"
+        "pre_tokenizer is neither Llama 3's nor Llama 4's: llama.cpp would split texts differently"
     )
 
 
@@ -192,7 +192,7 @@ def spaces(file: TokenizerFile) -> tuple[str, bool, bool]:
     if step.get("replacement") != SPACE or scheme not in prefixes:
         raise file.refusal(
             f"pre_tokenizer is not one that writes spaces as {SPACE} ({', '.join(kinds)}): "
-            "llama.cpp would split texts otherwise"
+            "llama.cpp would split texts differently"
         )
     return prefixes[scheme], False, step.get("split") is not False
 

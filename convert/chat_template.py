@@ -81,11 +81,11 @@ def chosen(templates: dict[str, str], choice: str | None) -> str | None:
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        raise CheckpointError(f"{path} is no ordinary file.")
+        raise CheckpointError(f"{path} is not an ordinary file.")
     try:
         return path.read_text(encoding="utf-8")
     except ValueError:
-        raise CheckpointError(f"{path} is no UTF-8 text.") from None
+        raise CheckpointError(f"{path} is not UTF-8 text.") from None
 
 
 def _key(name: str) -> str:

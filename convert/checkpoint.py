@@ -53,7 +53,7 @@ class Checkpoint:
         self.notes: list[str] = []
         for path in (folder / file for file in ("config.json", *WEIGHTS, *TOKENIZER_FILES)):
             if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-                raise CheckpointError(f"{path} is no ordinary file.")
+                raise CheckpointError(f"{path} is not an ordinary file.")
         self.config = Config(folder / "config.json", settings)
         self.weights = weight_files(folder) if weights is None else files_with(weights)
 
@@ -112,7 +112,7 @@ def open_source(
         raise CheckpointError("an empty name is neither a folder nor a hub id.")
     if path.exists():
         if revision is not None:
-            raise CheckpointError(f"{source} is here: a revision is one of a hub id.")
+            raise CheckpointError(f"{source} is a local path, and only a hub id has revisions.")
         return _local(path, settings)
     text = str(source)
     if isinstance(source, Path) or not is_hub_id(text):
@@ -132,8 +132,8 @@ def open_checkpoint(
     opened = open_source(source, revision, settings)
     if isinstance(opened, Adapter):
         raise CheckpointError(
-            f"{source} is a LoRA adapter and no model: `mobilellm convert` makes an adapter file "
-            "of it, or with --merge a whole model."
+            f"{source} is a LoRA adapter and not a model: `mobilellm convert` makes an adapter "
+            "file of it, or with --merge a whole model."
         )
     return opened
 
@@ -147,11 +147,11 @@ def _local(path: Path, settings: Mapping[str, Any] | None) -> Checkpoint | Adapt
     folder, weights = path, None
     if not path.is_dir():
         if not path.is_file():
-            raise CheckpointError(f"{path} is no ordinary file.")
+            raise CheckpointError(f"{path} is not an ordinary file.")
         check_whole(path)
         if path.suffix not in ENDINGS:
             raise CheckpointError(
-                f"{path} is no file of weights: give the folder that holds config.json."
+                f"{path} is not a file of weights: give the folder that holds config.json."
             )
         folder, weights = path.parent, path
     name = folder.resolve().name

@@ -126,7 +126,9 @@ def convert_checkpoint(
             adapter.folder if adapter else None,
         )
         if unread := checkpoint.config.unread:
-            raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")
+            raise CheckpointError(
+                f"the setting {min(unread)} is not a field that this model reads."
+            )
         if type == EXACT:
             types = _exact_types(checkpoint, model.weights, progress)
         else:

@@ -198,9 +198,9 @@ class GGUFFile:
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that cannot be a file of its own."""
     if not path.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: {path.parent} is no folder.")
+        raise OutputError(f"{path} cannot be written: {path.parent} is not a folder.")
     if path.exists() and not path.is_file():
-        raise OutputError(f"{path} cannot be written: it is there and no ordinary file.")
+        raise OutputError(f"{path} cannot be written: it exists and is not an ordinary file.")
     if path.exists() and any(path.samefile(file) for file in inputs):
         raise OutputError(f"{path} cannot be written: it is a file of the checkpoint.")
 

@@ -331,7 +331,7 @@ def _checked(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise CheckpointError(f"{tensor} is {tensor.dtype}: weights must be F32, F16 or BF16.")
     if tensor.shape != shape:
         raise CheckpointError(
-            f"{tensor} has shape {list(tensor.shape)}, and config.json makes it {list(shape)}."
+            f"{tensor} has shape {list(tensor.shape)}, but config.json makes it {list(shape)}."
         )
     return tensor
 

@@ -51,7 +51,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     length = int.from_bytes(mapped[:8], "little")
     if length > MAX_HEADER:
-        raise CheckpointError(f"{path} is no safetensors file: its header would be {length} bytes.")
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its header would be {length} bytes."
+        )
     start = 8 + length
     if start > size:
         raise CheckpointError(
@@ -96,7 +98,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, tuple[str, tuple[int, ..
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has a broken safetensors header: {error}.") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a broken safetensors header: it is no JSON object.")
+        raise CheckpointError(f"{path} has a broken safetensors header: it is not a JSON object.")
     header.pop("__metadata__", None)
     return {name: _parse_entry(f"{path}: {shown(name)}", entry) for name, entry in header.items()}
 
@@ -106,7 +108,7 @@ def _parse_entry(place: str, entry: Any) -> tuple[str, tuple[int, ...], int, int
         return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{place} has a header entry that is no JSON object.")
+        raise CheckpointError(f"{place} has a header entry that is not a JSON object.")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in WIDTHS:
         raise CheckpointError(f"{place} has the unknown dtype {shown(dtype)}.")

@@ -34,7 +34,7 @@ def parse_schedule(schedule: str | Sequence[int], blocks: int) -> tuple[int, ...
     for block in layers:
         if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < blocks:
             raise CheckpointError(
-                f"schedule names block {block!r}, and the checkpoint has blocks 0 to {blocks - 1}."
+                f"schedule names block {block!r}, but the checkpoint has blocks 0 to {blocks - 1}."
             )
     if not layers:
         raise CheckpointError("schedule is empty: it must name a block for each executed layer.")

@@ -47,7 +47,7 @@ def read_sentencepiece(
     scores = [pieces.get_score(i) for i in range(count)]
     types = [_piece_type(pieces, proto, i) for i in range(count)]
     if rule := _not_as_llama_cpp(proto, tokens, types):
-        raise CheckpointError(f"{path} {rule}: llama.cpp would split texts otherwise.")
+        raise CheckpointError(f"{path} {rule}: llama.cpp would split texts differently.")
     for i in proto.user_defined:  # shown as they stand
         tokens[i] = tokens[i].replace(SPACE, b" ")
     vocabulary = Vocabulary(
@@ -85,7 +85,7 @@ def read_sentencepiece(
 def _not_as_llama_cpp(proto: ModelProto, tokens: list[bytes], types: list[int]) -> str:
     """What this model does to a text that llama.cpp does not, in a few words, or ""."""
     if proto.model_type != BPE:
-        return "is no BPE model"
+        return "is not a BPE model"
     if proto.rule:
         return f"changes characters by its normalizer {proto.rule}"
     if proto.removes_spaces:
@@ -140,7 +140,7 @@ def load_sentencepiece(path: Path) -> tuple[Any, list[bytes], ModelProto]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except (RuntimeError, ValueError):
-        raise CheckpointError(f"{path} is no SentencePiece model, or a damaged one.") from None
+        raise CheckpointError(f"{path} is not a SentencePiece model, or it is damaged.") from None
     return pieces, texts, proto
 
 

@@ -46,7 +46,7 @@ class TokenizerFile:
         """The fields of `model`."""
         model = self.fields.get("model")
         if not isinstance(model, dict) or model.get("type") != "BPE":
-            raise self.refusal("model is no BPE")
+            raise self.refusal("model is not BPE")
         for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
             if model.get(name):
                 raise self.refusal(f"{name} must be null: llama.cpp would not apply it")
@@ -81,7 +81,7 @@ class TokenizerFile:
             pair = merge.split(" ") if isinstance(merge, str) else merge
             sound = isinstance(pair, list) and len(pair) == 2
             if not sound or not all(isinstance(part, str) and part in vocab for part in pair):
-                raise self.refusal(f"{str(merge)[:60]!r} is no merge of two tokens")
+                raise self.refusal(f"{str(merge)[:60]!r} is not a merge of two tokens")
             if "".join(pair) not in vocab:
                 raise self.refusal(f"the merge {str(merge)[:60]!r} makes no token")
             places[pair[0], pair[1]] = place

@@ -61,7 +61,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(
-                f"{path}: {shown(name)} is a {type(value).__name__}, where a tensor is due."
+                f"{path}: {shown(name)} is a {type(value).__name__} instead of a tensor."
             )
         dtype = names.get(value.dtype, str(value.dtype))
         if value.layout != torch.strided or value.device.type != "cpu":
@@ -79,7 +79,7 @@ def _look_through(path: Path) -> None:
             if [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
                 raise CheckpointError(f"{path} is compressed, which no file of torch.save is.")
             if len(pickles) != 1:
-                raise CheckpointError(f"{path} holds {len(pickles)} pickles, where one is due.")
+                raise CheckpointError(f"{path} holds {len(pickles)} pickles instead of one.")
             if pickles[0].file_size > MAX_PICKLE:
                 raise CheckpointError(
                     f"{path} describes its tensors in {pickles[0].file_size} bytes, "
@@ -98,8 +98,8 @@ def _look_through(path: Path) -> None:
             if code.name == "GLOBAL" and not _NAMED.fullmatch(str(argument)):
                 called = str(argument).replace(" ", ".")
                 raise CheckpointError(
-                    f"{path} is refused: to read it would call {called}, "
-                    "and a file of weights calls nothing."
+                    f"{path} is refused: reading it would call {called}, "
+                    "and a file of weights must not call anything."
                 )
             if code.name.endswith("BINPUT"):
                 (tuples.add if last.startswith("TUPLE") else tuples.discard)(argument)

@@ -58,16 +58,18 @@ def files_with(path: Path) -> Files:
 def _indexed(index: Path) -> Files:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or no object of file names.")
+        raise CheckpointError(f"{index}: weight_map is missing or is not an object of file names.")
     shards: Files = {}
     ending = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
     for tensor, file in weight_map.items():
         puts = f"{index}: weight_map puts {shown(tensor)} into {shown(repr(file))}"
         if not isinstance(file, str) or not _is_plain_name(file) or not file.endswith(ending):
-            raise CheckpointError(f"{puts}, which is no name of a {ending} file in this folder.")
+            raise CheckpointError(
+                f"{puts}, which is not the name of a {ending} file in this folder."
+            )
         path = index.parent / file
         if not path.is_file():
-            raise CheckpointError(f"{puts}, and {path} is missing.")
+            raise CheckpointError(f"{puts}, but {path} is missing.")
         if path not in shards and not _stays_inside(index.parent, path):
             raise CheckpointError(f"{puts}, a link that leaves this folder.")
         names = shards.setdefault(path, set())

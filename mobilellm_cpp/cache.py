@@ -248,11 +248,13 @@ def resolve(
     path = Path(model)
     if path.is_file() and path.suffix not in (".safetensors", ".bin"):  # those have a folder
         if type:
-            raise ModelError(f"{model} is a file; a weight type is for checkpoints to convert")
+            raise ModelError(
+                f"{model} is a file, and only a checkpoint can be converted to another type"
+            )
         with open(path, "rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelError(
-                    f"{model} is no GGUF file; a checkpoint is named by its folder or hub id"
+                    f"{model} is not a GGUF file; name a checkpoint by its folder or hub id"
                 )
         return path
     if not model or (model.endswith(".gguf") and not path.exists()):

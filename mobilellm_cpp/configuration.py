@@ -48,7 +48,7 @@ def defaults(group: Any) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
     except ValueError as error:  # of TOML and of UTF-8
-        raise ConfigurationError(f"{path} is no TOML: {error}") from None
+        raise ConfigurationError(f"{path} is not TOML: {error}") from None
     tables = {name: value for name, value in given.items() if isinstance(value, dict)}
     shared = {name: value for name, value in given.items() if not isinstance(value, dict)}
     names = {name: _parameters(command) for name, command in group.commands.items()}

@@ -112,7 +112,7 @@ def build_decoder(
             raise CheckpointError(f"{tensor} is {tensor.dtype}: weights must be F32, F16 or BF16.")
         if tensor.shape != shape:
             raise CheckpointError(
-                f"{tensor} has shape {list(tensor.shape)}, and config.json makes it {list(shape)}."
+                f"{tensor} has shape {list(tensor.shape)}, but config.json makes it {list(shape)}."
             )
         scale = tensors.get(source.removesuffix(".weight") + SCALE)
         weights.append(Weight(name, tensor, head_rows, scale=scale))
@@ -120,7 +120,7 @@ def build_decoder(
         of_matrix = name.endswith(SCALE) and name.removesuffix(SCALE) + ".weight" in tensors
         dropped = name == HEAD or name.endswith(".rotary_emb.inv_freq") or of_matrix
         if name not in expected and not dropped:
-            raise CheckpointError(f"{tensor} is no tensor of {config.get('architectures')[0]}.")
+            raise CheckpointError(f"{tensor} is not a tensor of {config.get('architectures')[0]}.")
     if missing:
         more = f" and {len(missing) - 1} more tensors are" if len(missing) > 1 else " is"
         raise CheckpointError(f"{config.path.parent}: {missing[0]}{more} missing from the weights.")

@@ -143,7 +143,7 @@ def _read(talk: Talk, text: str, say: Say) -> Next:
     tokens = len(talk.llm.tokenize(content.encode("utf-8", "surrogatepass"), add_bos=False))
     if tokens >= talk.llm.n_ctx():
         talk.attached.pop()
-        raise ChatError(f"{name} has {tokens} tokens, and the context holds {talk.llm.n_ctx()}")
+        raise ChatError(f"{name} has {tokens} tokens, but the context holds {talk.llm.n_ctx()}")
     if question.strip():
         return Ask(question.strip())
     say(f"{name} ({tokens} tokens) goes along with the next question")
@@ -212,7 +212,7 @@ def _path(text: str) -> Path:
 KEYS = (
     '"""  begins and ends a text of several lines; so does Alt-Enter, or \\ at the end of a line',
     "Ctrl-C stops an answer, Ctrl-R searches what was typed, Ctrl-X Ctrl-E opens your editor,",
-    "Ctrl-D leaves; a text that begins with a space is no command",
+    "Ctrl-D leaves; a text that begins with a space is not a command",
 )
 COMMANDS: dict[str, Command] = {
     "help": Command("[COMMAND]", "this list", _help, lambda talk: COMMANDS),
@@ -242,7 +242,7 @@ def _name(word: str) -> str:
     near = difflib.get_close_matches(name, [*COMMANDS, *ALIASES], 1)
     hint = f"did you mean /{near[0]}?" if near else "/help lists them"
     word = word if len(word) <= 40 else f"{word[:39]}…"
-    raise ChatError(f"{word} is no command; {hint} (a space before it makes it a question)")
+    raise ChatError(f"{word} is not a command; {hint} (a space before it makes it a question)")
 
 
 def carry_out(talk: Talk, line: str, say: Say) -> Next:

@@ -178,7 +178,7 @@ class Talk:
         except OSError as error:
             raise ChatError(f"{path}: {error.strerror}") from None
         if "\0" in text:
-            raise ChatError(f"{path} is no text")
+            raise ChatError(f"{path} is not a text file")
         self.attached.append((path.name, text))
         return text
 

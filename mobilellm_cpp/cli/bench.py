@@ -16,19 +16,25 @@ def bench(
     model: Model,
     vs: Annotated[
         str | None,
-        typer.Option("--vs", metavar="MODEL", help="A second model, measured in turn with it."),
+        typer.Option(
+            "--vs", metavar="MODEL", help="A second model to measure in turn with the first."
+        ),
     ] = None,
     threads: Annotated[
         list[int] | None,
         typer.Option(
-            "--threads", "-t", min=1, max=512, help="May be repeated. [default: physical cores]"
+            "--threads",
+            "-t",
+            min=1,
+            max=512,
+            help="The number of threads; may be repeated. [default: physical cores]",
         ),
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Measurements of each figure.")] = 5,
+    repeat: Annotated[int, typer.Option(min=1, help="How often each figure is measured.")] = 5,
     type: Type = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure prefill, decode, start and memory of a model, and the limit its memory sets."""
+    """Measure the speed, start and memory of a model, and the limit of memory bandwidth."""
     from .common import resolve
 
     paths = [resolve(name, type) for name in (model, vs) if name is not None]
@@ -55,15 +61,15 @@ def _print(report: "Report") -> None:
     console = Console(highlight=False)
     letters = "AB" if len(report.models) == 2 else " "
     print(f"{report.cpu}, mobilellm-cpp {report.version}, {report.date}")
-    print(f"medians of {report.repeat} measurements, ± the farthest of them")
+    print(f"medians of {report.repeat} measurements, ± the one farthest from it")
     for letter, m in zip(letters, report.models, strict=True):
         start = _text(m.first_token_seconds, 2).replace(" ±", " s ±")
         print(f"{letter} {m.path}".strip())
-        print(f"  first token {start} after the start, prompt of {m.prompt_tokens} tokens")
+        print(f"  first token {start} after the program starts, prompt of {m.prompt_tokens} tokens")
         print(f"  peak memory {m.peak_memory / 2**20:.0f} MiB")
         print(f"  a decoded token reads {m.bytes_per_token / 2**20:.1f} MiB of weights")
     if report.streaming:
-        print(f"weights are fetched ahead by {report.streaming}")
+        print(f"weights are prefetched by {report.streaming}")
     table = Table(box=None, pad_edge=False)
     table.add_column("threads", justify="right")
     table.add_column("phase")

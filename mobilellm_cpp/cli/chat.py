@@ -18,29 +18,37 @@ def chat(
     model: OptionalModel = None,
     question: Annotated[
         str | None,
-        typer.Argument(help="Answer this and leave; a text on stdin goes before it."),
+        typer.Argument(help="Answer this question and exit; a text on stdin is put before it."),
     ] = None,
     system: Annotated[
-        str | None, typer.Option("--system", "-s", help="Instructions that stay at the top.")
+        str | None,
+        typer.Option(
+            "--system", "-s", help="Instructions that stay at the top of the conversation."
+        ),
     ] = None,
     n: Annotated[
-        int, typer.Option("-n", "--tokens", min=1, help="Tokens an answer at most.")
+        int, typer.Option("-n", "--tokens", min=1, help="The longest answer in tokens.")
     ] = 512,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the last conversation.")
+        bool, typer.Option("--resume", help="Continue the last conversation.")
     ] = False,
     lines: Annotated[
-        bool, typer.Option("--lines", help="Each line on stdin is a question or a command.")
+        bool, typer.Option("--lines", help="Take each line of stdin as a question or a command.")
     ] = False,
     keep: Annotated[
         bool,
-        typer.Option("--keep/--no-keep", help="Keep conversation and history on this machine."),
+        typer.Option(
+            "--keep/--no-keep", help="Keep the conversation and its history on this machine."
+        ),
     ] = True,
     markdown: Annotated[
-        bool, typer.Option("--markdown/--plain", help="Draw Markdown, where stdout is a terminal.")
+        bool, typer.Option("--markdown/--plain", help="Format Markdown if stdout is a terminal.")
     ] = True,
     thinking: Annotated[
-        bool, typer.Option("--thinking/--hide-thinking", help="Show what a model thinks first.")
+        bool,
+        typer.Option(
+            "--thinking/--hide-thinking", help="Show what a model thinks before it answers."
+        ),
     ] = True,
     sampling: dict[str, Any],
     type: Type = None,
@@ -49,8 +57,8 @@ def chat(
 ) -> None:
     """Chat with a model in the terminal, or ask it one question.
 
-    A text on stdin is one question. In the terminal /help shows what can be done. The demo model's
-    temperature is 0 unless another is given.
+    A text on stdin is one question. In the terminal /help shows the commands. The demo model
+    has a temperature of 0 unless another is given.
     """
     from ..chat.commands import go_on
     from ..chat.session import Session, latest, note
@@ -60,7 +68,7 @@ def chat(
 
     model = without_demo(model)
     if model and not question and " " in model.strip() and not Path(model).exists():
-        raise ModelError(f"{model} is no model: name one before the question, demo or your own")
+        raise ModelError(f"{model} is not a model: name one before the question, such as demo")
     typing = question is None and sys.stdin.isatty()
     path = None
     if resume:
@@ -112,7 +120,7 @@ def chat(
 def _greet(talk: Any) -> None:
     from ..chat.session import note
 
-    note(f"{talk.name}, {talk.llm.n_ctx():,} tokens of context. /help shows what can be done.")
+    note(f"{talk.name}, {talk.llm.n_ctx():,} tokens of context. /help shows the commands.")
     if not talk.has_template:
         note(
             "This is a base model without a chat template: it does not answer, it continues what "

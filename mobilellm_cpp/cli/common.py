@@ -32,7 +32,7 @@ Model = Annotated[
 OptionalModel = Annotated[
     str | None,
     typer.Argument(
-        help="A GGUF file, a checkpoint folder or a hub id; without it, or as demo, the shipped "
+        help="A GGUF file, a checkpoint folder or a hub id; by default, or with the name demo, the "
         "demo model.",
         show_default=False,
         autocompletion=_kept_sources,
@@ -43,7 +43,7 @@ OptionalModel = Annotated[
 Type = Annotated[
     FileType | None,
     typer.Option(
-        help=f"Weights of a checkpoint that is converted for this; by default {DEFAULT_TYPE}.",
+        help=f"The type of weights to use, if MODEL is a checkpoint; by default {DEFAULT_TYPE}.",
         show_default=False,
     ),
 ]
@@ -54,45 +54,51 @@ Context = Annotated[
         min=0,
         max=1 << 28,
         metavar="TOKENS",
-        help="Context in tokens; 0: what the file says.",
+        help="The context in tokens; 0: as the file says.",
     ),
 ]
 Threads = Annotated[
     int,
     typer.Option(
-        "--threads", "-t", min=0, max=512, metavar="NUMBER", help="0: what decodes fastest here."
+        "--threads",
+        "-t",
+        min=0,
+        max=512,
+        metavar="NUMBER",
+        help="The number of threads; 0: what decodes fastest here.",
     ),
 ]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
 Schedule = Annotated[
     str | None,
     typer.Option(
-        help="Order of the blocks: immediate, repeat-all-over, reverse or 0,0,1,1,…; "
-        "by default what config.json says."
+        help="The order in which blocks run: immediate, repeat-all-over, reverse or 0,0,1,1,…; "
+        "by default as config.json says."
     ),
 ]
 ChatTemplate = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="The file's chat template: one of the checkpoint's by its name, or a file.",
+        help="The chat template to use: the name of one of the checkpoint's templates, or a file.",
     ),
 ]
 Base = Annotated[
     str | None,
     typer.Option(
-        help="The checkpoint of an adapter; by default the one that it names.", show_default=False
+        help="The checkpoint that an adapter is for; by default the one that the adapter names.",
+        show_default=False,
     ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a field of config.json; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a field of config.json; may be repeated."),
 ]
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """Fields of config.json from KEY=VALUE; a value that is no JSON is a string."""
+    """Fields of config.json from KEY=VALUE; a value that is not JSON is a string."""
     fields: dict[str, Any] = {}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
@@ -164,7 +170,10 @@ def progress_bar(unit: str | None = None) -> Iterator[Callable[[int, int, str], 
 
 def tell_type(source: str) -> None:
     """Says in which type a checkpoint is taken where nobody chose one."""
-    print(f"{printable(source)} in {DEFAULT_TYPE}; --type chooses another", file=sys.stderr)
+    print(
+        f"{printable(source)} is used as {DEFAULT_TYPE}; --type chooses another type",
+        file=sys.stderr,
+    )
 
 
 def without_demo(model: str | None) -> str | None:

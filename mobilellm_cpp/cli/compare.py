@@ -18,21 +18,21 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="GGUF files, checkpoint folders or hub ids; the others are held to the first.",
+            help="GGUF files, checkpoint folders or hub ids; each is compared with the first.",
             show_default=False,
         ),
     ],
     text: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="A file with text; by default a built-in one."
+            exists=True, dir_okay=False, help="A file with text; by default a built-in text."
         ),
     ] = None,
     ctx: ChunkTokens = 512,
     chunks: Chunks = None,
     threads: Threads = 0,
     repeat: Annotated[
-        int, typer.Option(min=0, help="Measurements of each speed; 0 measures none.")
+        int, typer.Option(min=0, help="How often each speed is measured; 0: not at all.")
     ] = 3,
     type: Type = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -51,10 +51,10 @@ def compare(
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a task.")] = None,
     picture: Annotated[
         Path | None,
-        typer.Option("--plot", help="Draw quality against size to this PNG, SVG or PDF file."),
+        typer.Option("--plot", help="Draw quality against size into this PNG, SVG or PDF file."),
     ] = None,
 ) -> None:
-    """Compare models on one text: size, perplexity, distance from the first, speed."""
+    """Compare models on one text: size, perplexity, distance from the first, and speed."""
     from ..inspection import comparison
     from ..inspection.perplexity import read_text
     from ..quant.calibration_text import builtin_text

@@ -42,8 +42,8 @@ def convert(
     type: Annotated[
         FileType | None,
         typer.Option(
-            help=f"Type of the weights, by default {DEFAULT_TYPE}, of an adapter f32; "
-            "exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints; tiny, small, balanced "
+            help=f"Type of the weights; by default {DEFAULT_TYPE}, or f32 for an adapter. "
+            "exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints. tiny, small, balanced "
             "and best are recipes of `mobilellm quantize`.",
             show_default=False,
         ),
@@ -63,8 +63,8 @@ def convert(
         bool,
         typer.Option(
             "--verify",
-            help="Compare the file with the checkpoint, as `mobilellm verify` does; exit code 1 if "
-            "they differ. The file stays.",
+            help="Compare the file with the checkpoint, as `mobilellm verify` does. If they "
+            "differ, the exit code is 1 and the file is kept.",
         ),
     ] = False,
 ) -> None:
@@ -85,7 +85,7 @@ def convert(
             return
         checkpoint = open_base(adapter, base, fields)
     elif base or merge:
-        raise CheckpointError(f"{source} is no adapter: --base and --merge are for one")
+        raise CheckpointError(f"{source} is not an adapter, but --base and --merge need one")
     with progress_bar() as progress:
         report = convert_to(
             checkpoint,
@@ -134,7 +134,7 @@ def _calibration_text() -> str | None:
     from ..quant.calibration_text import builtin_text
 
     if find_spec("torch") is None:
-        print("without torch rounding is not calibrated", file=sys.stderr)
+        print("rounding is not calibrated, because torch is not installed", file=sys.stderr)
         return None
     return builtin_text()
 
@@ -152,7 +152,9 @@ def _convert_adapter(
     from ..convert import convert_adapter
 
     if type in RECIPE_NAMES:
-        raise CheckpointError(f"an adapter file has no type {type}: merge it with --merge")
+        raise CheckpointError(
+            f"an adapter file cannot have the type {type}; --merge writes a whole model"
+        )
     report = convert_adapter(
         adapter,
         out,

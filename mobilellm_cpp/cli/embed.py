@@ -26,33 +26,37 @@ def embed(
     model: Model,
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Files, each a text; without any, the lines of stdin."),
+        typer.Argument(help="Files, each with one text; by default the lines of stdin."),
     ] = None,
     lines: Annotated[
-        bool, typer.Option("--lines", help="Each line of the files is a text of its own.")
+        bool, typer.Option("--lines", help="Take each line of the files as a text of its own.")
     ] = False,
     out: Annotated[
         str | None,
-        typer.Option("-o", "--out", metavar="FILE", help="Write them to a .npy file; - is stdout."),
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="Write the vectors to a .npy file; - is stdout."
+        ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, as OpenAI's API has it.")
+        bool, typer.Option("--json", help="Print one JSON object in the format of OpenAI's API.")
     ] = False,
     pooling: Annotated[
         Literal["mean", "first", "last"],
-        typer.Option(help="Which of a text's tokens make its vector: all, the first or the last."),
+        typer.Option(
+            help="Which tokens of a text make its vector: mean (all), the first or the last."
+        ),
     ] = "mean",
     raw: Annotated[
-        bool, typer.Option("--raw", help="Leave the vectors' lengths as they are, not 1.")
+        bool, typer.Option("--raw", help="Do not scale the vectors to length 1.")
     ] = False,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Leave out what the context does not hold.")
+        bool, typer.Option("--truncate", help="Cut off what does not fit into the context.")
     ] = False,
     type: Type = None,
     ctx: Context = 0,
     threads: Threads = 0,
 ) -> None:
-    """Make vectors of texts: a .npy file, JSON, or a table of how alike the texts are.
+    """Make vectors of texts: a .npy file, JSON, or a table of how similar the texts are.
 
     The table has the cosine of each pair of vectors.
     """
@@ -104,7 +108,7 @@ def _named(error: ModelError, names: list[str]) -> ModelError:
     what, number, rest = (*str(error).split(" ", 2), "", "")[:3]
     if what != "text" or not number.isdecimal():
         return error
-    return ModelError(f"{names[int(number)]} {rest}; --truncate leaves out the rest")
+    return ModelError(f"{names[int(number)]} {rest}; --truncate cuts off the rest")
 
 
 def _save(vectors: "Vectors", out: str) -> None:

@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 def generate(
     *,
     model: OptionalModel = None,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The text.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="The text to continue.")
+    ] = None,
     file: Annotated[
         str | None,
-        typer.Option(
-            "-f", "--file", help="The file with the text; - is stdin, as without -p and -f."
-        ),
+        typer.Option("-f", "--file", help="The file with the text; - or no option: stdin."),
     ] = None,
     system: Annotated[
         str | None,
         typer.Option(
             "-s",
             "--system",
-            help="Answer the text with these instructions, through the chat template.",
+            help="Instructions: answer the text as a chat message that follows them.",
         ),
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to make at most.")] = 128,
+    n: Annotated[int, typer.Option("-n", "--tokens", min=1, help="The most tokens to make.")] = 128,
     answers: Annotated[
-        int, typer.Option("--n", min=1, max=1 << 20, help="So many texts, made together.")
+        int, typer.Option("--n", min=1, max=1 << 20, help="How many texts to make, together.")
     ] = 1,
     sampling: dict[str, Any],
     logprobs: Annotated[
@@ -45,11 +45,11 @@ def generate(
         typer.Option(
             min=0,
             max=1 << 20,
-            help="With --json: log probabilities, and so many of the likeliest tokens beside each.",
+            help="With --json: log probabilities, each with so many of the likeliest tokens.",
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, as OpenAI's API has it.")
+        bool, typer.Option("--json", help="Print one JSON object in the format of OpenAI's API.")
     ] = False,
     keep: Annotated[
         bool,
@@ -64,11 +64,11 @@ def generate(
 ) -> None:
     """Continue a text.
 
-    The text comes from -p, a file or stdin. The continuation alone goes to stdout: the same seed
-    makes the same one, whatever the number of threads.
+    The text comes from -p, a file or stdin. Only the continuation goes to stdout. The same seed
+    gives the same continuation with any number of threads.
     """
     if logprobs is not None and not as_json:
-        raise typer.BadParameter("log probabilities are printed with --json", param_hint="logprobs")
+        raise typer.BadParameter("log probabilities need --json", param_hint="logprobs")
     text = _prompt(prompt, file)
     from .common import load
 
@@ -108,7 +108,7 @@ def _prompt(prompt: str | None, file: str | None) -> str:
         if sys.stdin.isatty():
             if file is None:
                 raise typer.BadParameter("give the text to continue with -p, -f or on stdin")
-            print("(Ctrl-D ends the text)", file=sys.stderr)
+            print("(end the text with Ctrl-D)", file=sys.stderr)
         text = sys.stdin.read()
     else:
         text = read_text(str(file))

@@ -1,4 +1,4 @@
-"""mobilellm inspect: what a model or adapter file holds, and what differs between two."""
+"""mobilellm inspect: what a model or adapter file contains, and how two files differ."""
 
 import dataclasses
 import shutil
@@ -18,13 +18,18 @@ def inspect(
     model: Model,
     other: Annotated[
         str | None,
-        typer.Argument(help="A second one: what differs between the two.", show_default=False),
+        typer.Argument(
+            help="A second file or checkpoint: show how the two differ.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     type: Type = None,
 ) -> None:
-    """Show architecture, sizes, block schedule and tensor types of a model, or what differs between
-    two: metadata, types and weights."""
+    """Show what a model file contains, or how two files differ.
+
+    For one file: architecture, sizes, block schedule and tensor types. For two: the differences in
+    metadata, types and weights.
+    """
     from .common import resolve
 
     path = resolve(model, type)
@@ -96,7 +101,7 @@ def _model(about: "Description") -> dict[str, str]:
         f"{about.kv_heads} KV heads, FFN {about.ffn_size}",
         "attention": ", ".join(attention) or "full",
         "vocabulary": f"{about.vocabulary} tokens, "
-        + ("head tied to the embedding" if about.tied_head else "head of its own"),
+        + ("head tied to the embedding" if about.tied_head else "untied head"),
         "tensor types": _types(about.tensor_types),
         "context": f"{about.context} tokens",
         "KV cache": f"{about.kv_bytes_per_token:,} bytes a token in f16, "
@@ -138,10 +143,10 @@ def _print_difference(difference: "Difference") -> None:
         types = sides[0] if sides[0] == sides[1] else " | ".join(sides)
         error = ""
         if tensor.largest is not None and tensor.mean is not None:
-            error = f"  |Δ| at most {tensor.largest:.2e}, in the mean {tensor.mean:.2e}"
+            error = f"  |Δ| at most {tensor.largest:.2e}, {tensor.mean:.2e} on average"
         print(f"{printable(tensor.name):{width}}  {types}{error}")
     if not difference.metadata and not difference.tensors:
-        print("the files hold the same")
+        print("the files have the same contents")
     else:
         n = len(difference.tensors) + difference.alike
         print(f"{difference.alike} of {n} tensors are the same in both")

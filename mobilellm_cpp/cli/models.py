@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..kept import Kept
 
 models = typer.Typer(
-    help="List, show and remove what the cache holds: checkpoints converted for chat and others.",
+    help="List, show and remove the converted checkpoints that the cache holds.",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -29,7 +29,7 @@ def pull(
     type: Type = None,
     revision: Revision = None,
 ) -> None:
-    """Fetch and convert a checkpoint, so that it is there when it is named.
+    """Fetch and convert a checkpoint, so that it is ready when a command names it.
 
     Prints the path of the GGUF file.
     """
@@ -42,7 +42,7 @@ def pull(
 
 @models.callback()
 def list_models(context: typer.Context, as_json: Json = False) -> None:
-    """List, show and remove what the cache holds: checkpoints converted for chat and others."""
+    """List, show and remove the converted checkpoints that the cache holds."""
     if context.invoked_subcommand is not None:
         return
     from ..cache import cache_folder
@@ -76,7 +76,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
 
 @models.command()
 def show(names: Names, as_json: Json = False) -> None:
-    """Show where files lie, where they came from, and what is in them."""
+    """Show where files are, where they came from, and what is in them."""
     from ..inspection.description import describe
     from ..kept import named
     from .inspect import print_description
@@ -96,7 +96,7 @@ def show(names: Names, as_json: Json = False) -> None:
 
 @models.command()
 def rm(names: Names) -> None:
-    """Remove files from the cache; they are converted anew when they are needed."""
+    """Remove files from the cache. They are converted again when they are needed."""
     from ..kept import named, remove
 
     files = {each.path: each for name in names for each in named(name)}
@@ -106,10 +106,12 @@ def rm(names: Names) -> None:
 
 @models.command()
 def prune(
-    days: Annotated[float, typer.Option(min=0, help="Only those not used for so many days.")] = 0.0,
-    everything: Annotated[bool, typer.Option("--all", help="Those of this version, too.")] = False,
+    days: Annotated[
+        float, typer.Option(min=0, help="Only files that were not used for so many days.")
+    ] = 0.0,
+    everything: Annotated[bool, typer.Option("--all", help="Also files of this version.")] = False,
 ) -> None:
-    """Remove what other versions of mobilellm-cpp converted, which this one does not use."""
+    """Remove files that other versions of mobilellm-cpp converted and this one does not use."""
     from ..kept import DAY, kept, outdated, remove, sweep
 
     files = outdated(days)

@@ -11,10 +11,14 @@ from .common import Model, Threads, Type, print_json, progress_bar
 TextFile = Annotated[
     Path, typer.Argument(help="A file with text.", exists=True, dir_okay=False, show_default=False)
 ]
-ChunkTokens = Annotated[int, typer.Option("--ctx", min=4, help="Tokens of a chunk of the text.")]
+ChunkTokens = Annotated[
+    int, typer.Option("--ctx", min=4, help="The number of tokens in a chunk of the text.")
+]
 Chunks = Annotated[
     int | None,
-    typer.Option(min=1, help="Chunks of the text; by default all.", show_default=False),
+    typer.Option(
+        min=1, help="How many chunks of the text to use; by default all.", show_default=False
+    ),
 ]
 
 

@@ -27,35 +27,38 @@ def quantize(
     type: Annotated[
         str,
         typer.Option(
-            help="A recipe (tiny, small, balanced, best: 3.5, 4.5, 5 and 6.5 bits a weight) or a "
-            "type of llama-quantize: q4_0, q4_k_m, ..."
+            help="A recipe (tiny, small, balanced, best: 3.5, 4.5, 5 and 6.5 bits a weight), or a "
+            "type that llama-quantize has: q4_0, q4_k_m, ..."
         ),
     ] = "balanced",
     target_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="The best mix of types that fits, such as 60MB."),
+        typer.Option(
+            metavar="SIZE", help="Use the best mix of types that fits into this size, such as 60MB."
+        ),
     ] = None,
     target_bpw: Annotated[
-        float | None, typer.Option(min=1.0, max=16.0, help="The same, in bits a weight.")
+        float | None,
+        typer.Option(min=1.0, max=16.0, help="The same, with the size in bits a weight."),
     ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="Text that rounding is calibrated on; by default a built-in one.",
+            help="A file with the text to calibrate rounding on; by default a built-in text.",
         ),
     ] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
             "--calibrate/--no-calibration",
-            help="Whether rounding is calibrated; without, it is ggml's own, in seconds.",
+            help="Whether to calibrate rounding; without, ggml's own rounding takes seconds.",
             show_default=False,
         ),
     ] = True,
     sequences: Annotated[
-        int, typer.Option(min=1, help="Sequences of 512 tokens that are calibrated on.")
+        int, typer.Option(min=1, help="How many sequences of 512 tokens to calibrate on.")
     ] = 24,
     tune: Annotated[
         int,
@@ -69,28 +72,32 @@ def quantize(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="llama.cpp's importance matrix, in place of calibration.",
+            help="An importance matrix of llama.cpp to use instead of calibration.",
         ),
     ] = None,
     save_imatrix: Annotated[
-        Path | None, typer.Option(help="Write an importance matrix of the text, too.")
+        Path | None, typer.Option(help="Also write an importance matrix of the text to this file.")
     ] = None,
     fallback: Annotated[
         bool,
         typer.Option(
             "--fallback/--no-fallback",
-            help="Whether a tensor may get another type where rows do not divide by its block.",
+            help="Whether a tensor whose rows do not fit the blocks of its type may get another.",
             show_default=False,
         ),
     ] = True,
     report: Annotated[
         bool,
-        typer.Option("--report/--no-report", help="End with a comparison.", show_default=False),
+        typer.Option(
+            "--report/--no-report",
+            help="Compare the result with the input at the end.",
+            show_default=False,
+        ),
     ] = True,
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Quantize a model: its types chosen by what they cost it, its rounding calibrated."""
+    """Quantize a model: choose the types by the quality they cost, and calibrate rounding."""
     from ..convert.gguf_file import check_output
     from ..inspection.perplexity import read_text
     from ..quant.calibration_text import builtin_text
@@ -165,7 +172,7 @@ def _tell(plan: "Plan") -> None:
     kinds = ", ".join(f"{n} × {name}" for name, n in plan.counts().most_common())
     print(f"{plan.type}: {plan.bits_per_weight:.2f} bits a weight, {kinds}", file=sys.stderr)
     for name, (wanted, kind) in plan.substitutions.items():
-        print(f"  {printable(name)}: {kind.name} in place of {wanted.name}", file=sys.stderr)
+        print(f"  {printable(name)}: {kind.name} instead of {wanted.name}", file=sys.stderr)
 
 
 def _compare(before: Path, after: Path, text: str, as_json: bool) -> None:
@@ -186,7 +193,7 @@ def _compare(before: Path, after: Path, text: str, as_json: bool) -> None:
 def _bytes(size: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?", size.strip().lower())
     if not match:
-        raise typer.BadParameter(f"{size!r} is no size, such as 60MB", param_hint="--target-size")
+        raise typer.BadParameter(f"{size!r} is not a size such as 60MB", param_hint="--target-size")
     unit = UNITS[match[2]]
     if match[3]:
         unit = {1: 1, 10**3: 2**10, 10**6: 2**20, 10**9: 2**30}[unit]

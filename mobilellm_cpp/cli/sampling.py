@@ -12,10 +12,10 @@ from ..engine.sampling_types import SETTINGS
 from ..errors import ModelError
 
 FORMS = {
-    "json_schema": "A JSON schema that the answer fits: a file, or its text.",
-    "regex": "What all of the answer matches, in the syntax of Rust's regex crate.",
-    "grammar": "A GBNF grammar of the answer: a file, or its text.",
-    "lark": "A Lark grammar of the answer: a file, or its text.",
+    "json_schema": "A JSON schema for the answer: a file, or the schema itself.",
+    "regex": "A regular expression for the whole answer, in the syntax of Rust's regex crate.",
+    "grammar": "A GBNF grammar for the answer: a file, or the grammar itself.",
+    "lark": "A Lark grammar for the answer: a file, or the grammar itself.",
 }
 
 
@@ -55,13 +55,14 @@ def _options() -> dict[str, inspect.Parameter]:
     options["stop"] = (
         list[str] | None,
         None,
-        typer.Option(metavar="TEXT", help="End before this text; repeatable."),
+        typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated."),
     )
     options["logit_bias"] = (
         list[str] | None,
         None,
         typer.Option(
-            metavar="TOKEN=NUMBER", help="Added to the logit of a token, by its id; repeatable."
+            metavar="TOKEN=NUMBER",
+            help="Add a number to the logit of the token with this id; may be repeated.",
         ),
     )
     for name, meaning in FORMS.items():
@@ -78,8 +79,8 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments of stream. Raises BadParameter, or ModelError for a file that cannot be read."""
     sampling = {name: value for name, value in given.items() if value not in (None, [])}
     if len(forms := [name for name in FORMS if name in sampling]) > 1:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in forms)
-        raise typer.BadParameter(f"an answer has one form, and {names} were given")
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in forms)
+        raise typer.BadParameter(f"an answer can have only one form: give one of {names}")
     for name in ("json_schema", "grammar", "lark"):
         if name in sampling:
             sampling[name] = _text(sampling[name])

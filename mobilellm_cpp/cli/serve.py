@@ -12,7 +12,10 @@ from .common import Context, OptionalModel, Threads, Type
 def serve(
     model: OptionalModel = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine need a key.")
+        str,
+        typer.Option(
+            help="The address to listen on; one that other machines can reach needs a key."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535)] = 8080,
     key: Annotated[
@@ -21,20 +24,22 @@ def serve(
             "--api-key",
             envvar="MOBILELLM_API_KEY",
             show_envvar=True,
-            help="What clients must send as their API key.",
+            help="The API key that clients must send.",
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="What clients call the model; by default the name of its file."),
+        typer.Option(help="The name of the model for clients; by default that of its file."),
     ] = None,
     cors: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Pages of this site may ask, too; repeatable."),
+        typer.Option(
+            metavar="ORIGIN", help="Also allow web pages from this origin; may be repeated."
+        ),
     ] = None,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for a place.")] = 64,
+    queue: Annotated[int, typer.Option(min=1, help="How many requests may wait for a place.")] = 64,
     seconds: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds that an answer may take.")
+        float, typer.Option("--timeout", min=1, help="How many seconds an answer may take.")
     ] = 600,
     type: Type = None,
     ctx: Context = 0,

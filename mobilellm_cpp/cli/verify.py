@@ -1,4 +1,4 @@
-"""mobilellm verify: whether a model file is what a checkpoint makes."""
+"""mobilellm verify: whether a model file matches its checkpoint."""
 
 import dataclasses
 from pathlib import Path
@@ -32,8 +32,8 @@ def verify(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="The folder or hub id that the model or adapter was converted from; of a merged "
-            "model the adapter's."
+            help="The folder or hub id that the model or adapter was converted from; for a merged "
+            "model, the adapter's."
         ),
     ],
     text: Annotated[
@@ -41,7 +41,7 @@ def verify(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="Compare logits on the beginning of this file, not on a built-in text.",
+            help="Compare logits on the beginning of this file instead of a built-in text.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -53,8 +53,11 @@ def verify(
     threads: Threads = 0,
     base: Base = None,
 ) -> None:
-    """Compare a model with its checkpoint, or with a base and the adapter merged into it: weights,
-    metadata, tokens and logits; or an adapter file with its folder. Needs torch."""
+    """Check whether a model file matches its checkpoint.
+
+    Compares weights, metadata, tokens and logits. The checkpoint may be a base with an adapter that
+    was merged into it. An adapter file is compared with its folder. Needs torch.
+    """
     from ..convert import Adapter, open_source
     from ..convert.adapter_conversion import open_base
     from ..inspection.adapter_check import is_adapter_file, verify_adapter
@@ -77,8 +80,8 @@ def verify(
         return
     if not Path(model).is_file() and (schedule or settings or chat_template or revision):
         raise ModelError(
-            f"{model} is no file: it is converted as its config.json says, "
-            "without --schedule, --set, --chat-template and --revision"
+            f"{model} is not a file, and a checkpoint is converted as its config.json says: "
+            "leave out --schedule, --set, --chat-template and --revision"
         )
     sample = None
     if text is not None:
@@ -89,7 +92,7 @@ def verify(
     if isinstance(opened, Adapter):
         adapter, opened = opened, open_base(opened, base, fields)
     elif base:
-        raise CheckpointError(f"{checkpoint} is no adapter: --base is for one")
+        raise CheckpointError(f"{checkpoint} is not an adapter, but --base needs one")
     found = compare(
         path,
         opened,
@@ -126,7 +129,7 @@ def _print_adapter(found: "AdapterVerification") -> None:
         print(f"{printable(module.name):{width}}  {module.type:4}  rank {module.rank}  {error}")
     for sentence in found.failures:
         print(f"wrong      {printable(sentence)}")
-    print("verdict    " + ("the file is what the adapter makes" if found.ok else "FAILED"))
+    print("verdict    " + ("the file matches the adapter" if found.ok else "FAILED"))
 
 
 def _failure(found: "Verification | AdapterVerification") -> str:
@@ -134,7 +137,7 @@ def _failure(found: "Verification | AdapterVerification") -> str:
     more = f" (and {len(found.failures) - 1} more)" if len(found.failures) > 1 else ""
     adapter = getattr(found, "adapter", None)
     source = f"{found.checkpoint} with {adapter}" if adapter else found.checkpoint
-    return printable(f"{found.model} is not what {source} makes: {found.failures[0]}{more}")
+    return printable(f"{found.model} does not match {source}: {found.failures[0]}{more}")
 
 
 def _print_model(found: "Verification") -> None:
@@ -150,7 +153,7 @@ def _print_model(found: "Verification") -> None:
     rows["tensors"] = f"{len(found.tensors) - len(names)} of {len(found.tensors)} within rounding"
     if found.tokenizer.library:
         rows["tokenizer"] = (
-            f"{found.tokenizer.alike} of {found.tokenizer.texts} texts cut as by "
+            f"{found.tokenizer.alike} of {found.tokenizer.texts} texts tokenized as by "
             f"{found.tokenizer.library}"
         )
     else:
@@ -171,4 +174,4 @@ def _print_model(found: "Verification") -> None:
         print(f"{name:9}  {row}")
     for sentence in found.failures:
         print(f"wrong      {printable(sentence)}")
-    print("verdict    " + ("the file is what the checkpoint makes" if found.ok else "FAILED"))
+    print("verdict    " + ("the file matches the checkpoint" if found.ok else "FAILED"))

@@ -24,13 +24,13 @@ class Adapters:
 
     def load(self, path: str | os.PathLike[str]) -> Any:
         """The adapter of a file, loaded unless it is already. Raises ModelError with the reason
-        when it is no adapter for this model."""
+        when it is not an adapter for this model."""
         name = os.path.realpath(path)
         if name not in self._loaded:
             with open_gguf(path), guard(os.fspath(path)):
                 adapter = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(name))
                 if not adapter:
-                    raise ValueError("it is no adapter for this model")
+                    raise ValueError("it is not an adapter for this model")
             self._loaded[name] = adapter
         return self._loaded[name]
 
@@ -46,7 +46,9 @@ class Adapters:
             if name in scales:
                 raise ModelError(f"{os.fspath(path)} is named twice: add the scales")
             if not abs(scale) < 1e6:  # a NaN is no number either
-                raise ModelError(f"{os.fspath(path)}: the scale {scale} is no number in reach")
+                raise ModelError(
+                    f"{os.fspath(path)}: the scale {scale} is not a number below a million"
+                )
             scales[name] = float(scale)
         n = len(adapters)
         pointers = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*adapters)

@@ -100,7 +100,7 @@ def _path(name: str, value: Any) -> str:
     except TypeError:
         raise ModelError(f"{name} is {shown(value)}, not a path") from None
     if "\0" in path:
-        raise ModelError(f"{name} is {shown(value)}, and no path holds a zero byte")
+        raise ModelError(f"{name} is {shown(value)}, and a path cannot contain a zero byte")
     return path
 
 
@@ -287,7 +287,7 @@ def check_constructor(**values: Any) -> dict[str, Any]:
     if whole and (flash is False or (flash is None and 0 in types)):
         partner = "with flash_attn off" if flash is False else f"beside one of {CACHE_TYPES[0]}"
         raise ModelError(
-            f"a KV cache of type {CACHE_TYPES[whole[0]]} cannot be had {partner}: "
+            f"a KV cache of type {CACHE_TYPES[whole[0]]} cannot be used {partner}: "
             f"quantized caches need flash attention"
         )
     return checked

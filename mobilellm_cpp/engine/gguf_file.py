@@ -162,7 +162,7 @@ def block_schedule(file: GGUFFile) -> list[int]:
     schedule = file.get(f"{arch}.block_schedule", list(range(stored)))
     sound = isinstance(schedule, list) and 0 < len(schedule) <= MAX_LAYERS
     if not sound or not all(isinstance(b, int) and 0 <= b < stored for b in schedule):
-        raise ModelError(f"{arch}.block_schedule is no order of {stored} blocks")
+        raise ModelError(f"{arch}.block_schedule is not an order of {stored} blocks")
     return list(schedule)
 
 

@@ -211,7 +211,7 @@ def sampled(token: int, path: str) -> int:
     """A token that llama.cpp's samplers chose. Raises ModelError where they could not; path names
     the model in it."""
     if token == -1:
-        raise ModelError(f"{path} is damaged: what it computes are no numbers")
+        raise ModelError(f"{path} is damaged: its results are not numbers")
     if token < 0:
         raise ModelError(f"no token can be chosen: {reason()}")
     return token

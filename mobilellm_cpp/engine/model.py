@@ -104,7 +104,7 @@ def _checked_messages(messages: Any) -> list[dict[str, Any]]:
 def _part(part: Any) -> str:
     text = part.get("text") if isinstance(part, Mapping) else part
     if not isinstance(text, str) or (isinstance(part, Mapping) and part.get("type") != "text"):
-        raise ModelError("a part of a message is not a text: this model reads text alone")
+        raise ModelError("a part of a message is not a text: this model reads only text")
     return text
 
 
@@ -301,7 +301,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         if needed > _memory():
             raise ModelError(
                 f"{path}: a context of {self._context} tokens needs a KV cache of "
-                f"{needed / 2**30:.0f} GiB, more memory than this machine has"
+                f"{needed / 2**30:.0f} GiB, which is more memory than this machine has"
             )
         first, scale = arguments.pop("lora_path", None), arguments.pop("lora_scale", 1.0)
         with guard(path, verbose):
@@ -567,7 +567,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         room = self.n_ctx() - len(tokens)
         if room < 1:
             raise ModelError(
-                f"the prompt has {len(tokens)} tokens, and the context holds {self.n_ctx()}"
+                f"the prompt has {len(tokens)} tokens, but the context holds {self.n_ctx()}"
             )
         if not tokens:
             raise ModelError("the prompt is empty")
@@ -724,7 +724,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         for number, tokens in enumerate(texts):
             if not 0 < len(tokens) <= self._context:
                 raise ModelError(
-                    f"text {number} has {len(tokens)} tokens, and the context holds 1 to "
+                    f"text {number} has {len(tokens)} tokens, but the context holds 1 to "
                     f"{self._context}"
                 )
         for rows in self._sequences.states(texts, self.n_embd()):
@@ -736,7 +736,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
 
     def _check_numbers(self, outputs: npt.NDArray[np.float32]) -> None:
         if not np.isfinite(outputs).all():
-            raise ModelError(f"{self.model_path} is damaged: what it computes are no numbers")
+            raise ModelError(f"{self.model_path} is damaged: its results are not numbers")
 
 
 def _are_ids(items: Sequence[Any]) -> bool:

@@ -19,26 +19,36 @@ class Setting(NamedTuple):
 
 # Checks of arguments and options of the command line are made from these.
 SETTINGS = {
-    "max_tokens": Setting(int, None, 0, 2**31 - 1, "tokens at most"),
+    "max_tokens": Setting(int, None, 0, 2**31 - 1, "the longest answer in tokens"),
     "temperature": Setting(float, 0.8, 0, 1e6, "0 always takes the likeliest token"),
-    "top_k": Setting(int, 40, 0, 2**31 - 1, "only the k likeliest tokens; 0: all"),
+    "top_k": Setting(
+        int, 40, 0, 2**31 - 1, "consider only so many of the likeliest tokens; 0: all"
+    ),
     "top_p": Setting(
-        float, 0.95, 0, 1, "only the likeliest tokens that are so probable together; 1: all"
+        float,
+        0.95,
+        0,
+        1,
+        "consider only the likeliest tokens that together have this probability; 1: all",
     ),
     "min_p": Setting(
-        float, 0.05, 0, 1, "only tokens so probable, relative to the likeliest; 0: all"
+        float, 0.05, 0, 1, "ignore tokens less probable than this share of the likeliest; 0: none"
     ),
     "typical_p": Setting(float, 1.0, 0, 1, "locally typical sampling; 1: off"),
     "repeat_penalty": Setting(
-        float, 1.0, 1e-3, 1e3, "divides the logits of tokens seen lately; 1: off"
+        float, 1.0, 1e-3, 1e3, "divide the logits of recent tokens by this; 1: off"
     ),
     "frequency_penalty": Setting(
-        float, 0.0, -1e3, 1e3, "taken from the logit each time a token was seen lately; 0: off"
+        float,
+        0.0,
+        -1e3,
+        1e3,
+        "subtract this from a token's logit each time it occurred lately; 0: off",
     ),
     "presence_penalty": Setting(
-        float, 0.0, -1e3, 1e3, "taken once from the logits of tokens seen lately; 0: off"
+        float, 0.0, -1e3, 1e3, "subtract this once from the logits of recent tokens; 0: off"
     ),
-    "mirostat_mode": Setting(int, 0, 0, 2, "1, 2: Mirostat in place of top_k to min_p; 0: off"),
+    "mirostat_mode": Setting(int, 0, 0, 2, "1 or 2: Mirostat instead of top_k to min_p; 0: off"),
     "mirostat_tau": Setting(float, 5.0, 0, 1e3, "the surprise that Mirostat aims at, in bits"),
     "mirostat_eta": Setting(float, 0.1, 0, 1e3, "how fast Mirostat learns"),
     "seed": Setting(int, None, 0, 2**32 - 1, "the same seed gives the same text"),

@@ -121,8 +121,8 @@ class Constraint:
         given = [name for name, form in forms.items() if form is not None]
         if len(given) != 1:
             raise ModelError(
-                f"an answer has one form, and {' and '.join(given) or 'none'} "
-                f"{'were' if given else 'was'} given: json_schema, regex, lark or gbnf"
+                "an answer needs exactly one of the forms json_schema, regex, lark and gbnf, and "
+                f"{' and '.join(given) or 'none'} {'were' if given else 'was'} given"
             )
         (self._name,) = given
         self._seen = 0  # tokens of the call it is a logits processor of
@@ -215,7 +215,7 @@ def pop_form(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in ("json_schema", "regex", "lark", "grammar"):
         given = arguments.pop(name, None)
         if given is not None and form:
-            raise ModelError(f"an answer has one form: leave out {name} or the other one")
+            raise ModelError(f"an answer can have only one form: leave out {name} or the other one")
         if given is not None:
             form = {"gbnf": _gbnf(given)} if name == "grammar" else {name: given}
     return form
@@ -323,7 +323,7 @@ def _text(form: Any, name: str, limit: int = MAX_TEXT) -> str:
     try:
         form.encode()
     except UnicodeEncodeError:
-        raise ModelError(f"{name} holds a surrogate, which UTF-8 cannot say") from None
+        raise ModelError(f"{name} contains a surrogate, which UTF-8 cannot encode") from None
     return form
 
 

@@ -75,7 +75,7 @@ class Scorer:
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, (context, continuation) in enumerate(pairs):
             if not context or not continuation:
-                raise ModelError("a context and what follows it must have a token each")
+                raise ModelError("a context and its continuation must each have at least one token")
             room = max(1, self.limit + 1 - len(continuation))
             groups.setdefault(tuple(context[-room:]), []).append(i)
         batch: list[_Token] = []
@@ -112,7 +112,7 @@ class Scorer:
         rows: npt.NDArray[np.float32]
         rows = np.ctypeslib.as_array(pointer, shape=(count, self.llm.n_vocab()))
         if not np.isfinite(rows).all():
-            raise ModelError(f"{self.llm.model_path} is damaged: what it computes are no numbers")
+            raise ModelError(f"{self.llm.model_path} is damaged: its results are not numbers")
         return rows
 
 

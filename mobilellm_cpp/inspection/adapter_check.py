@@ -86,7 +86,7 @@ def verify_adapter(
     hyper = read_hyperparameters(base_config(adapter, base, settings), schedule)
     with open_gguf(path) as file:
         if file.get("general.type") != "adapter":
-            raise ModelError(f"{os.fspath(path)} is no adapter file")
+            raise ModelError(f"{os.fspath(path)} is not an adapter file")
         failures = _metadata(file, hyper)
         arch, alpha = file.get("general.architecture"), file.get("adapter.lora.alpha", 0.0)
         left = {tensor.name: tensor for tensor in file.tensors()}

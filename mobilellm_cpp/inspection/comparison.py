@@ -94,7 +94,7 @@ def compare_models(
             same_size = runner.llm.n_vocab() == runners[0].llm.n_vocab()
             if not same_size or text_chunks(runner.llm, text, n_ctx, chunks) != pieces:
                 raise ModelError(
-                    f"{runner.path} makes other tokens of the text than {names[0]}: "
+                    f"{runner.path} cuts the text into other tokens than {names[0]}: "
                     "only files of the same vocabulary can be compared"
                 )
         losses: list[list[Any]] = [[] for _ in names]

@@ -96,7 +96,7 @@ def describe(path: str | os.PathLike[str]) -> Description | AdapterDescription:
             return _describe(os.fspath(path), file)
         except (ModelError, ValueError) as error:
             raise ModelError(
-                f"{os.fspath(path)}: no language model that we know: {error}"
+                f"{os.fspath(path)}: not a language model that we know: {error}"
             ) from error
 
 
@@ -106,7 +106,7 @@ def _describe_adapter(path: str, file: GGUFFile) -> AdapterDescription:
     types = Counter(tensor.type for tensor in tensors)
     alpha = file.get("adapter.lora.alpha")
     if file.get("adapter.type") != "lora" or not isinstance(alpha, float):
-        raise ValueError("it is an adapter, and none of type lora with its alpha")
+        raise ValueError("it is an adapter, but not one of type lora with an alpha")
     ends = ".lora_a"
     return AdapterDescription(
         path=path,

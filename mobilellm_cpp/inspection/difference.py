@@ -150,5 +150,5 @@ def _rows(path: str, tensor: TensorInfo, first: int, last: int) -> npt.NDArray[n
     n, start = (last - first) * row_bytes, tensor.start + first * row_bytes
     data = np.fromfile(path, np.uint8, n, offset=start)
     if data.size != n:
-        raise ModelError(f"{path}: {tensor.name} ends before its time")
+        raise ModelError(f"{path}: {tensor.name} ends too early")
     return data

@@ -41,7 +41,7 @@ class MergedWeights(StoredWeights):
                 if (b.shape[0], a.shape[1]) != tensor.shape:
                     raise CheckpointError(f"{a} and its lora_B do not fit {tensor}.")
         for a, _, _ in adapted.values():
-            raise CheckpointError(f"{a} adapts what is no matrix of the base.")
+            raise CheckpointError(f"{a} adapts something that is not a matrix of the base.")
 
     def read(self, tensor: Tensor, first: int, last: int) -> Floats:
         rows = super().read(tensor, first, last)

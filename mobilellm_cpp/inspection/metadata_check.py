@@ -27,7 +27,7 @@ def check_metadata(
     expected = _described(hyper, weights.blocks)
     found = _file_says(file, weights)
     failures = [
-        f"{name} is {_shown(found[name])}, and config.json makes it {_shown(value)}"
+        f"{name} is {_shown(found[name])}, but config.json makes it {_shown(value)}"
         for name, value in expected.items()
         if found[name] != value
     ]

@@ -155,7 +155,7 @@ def verify(
             failures.append(f"llama.cpp gives no logits: {error}")
 
     if unread := checkpoint.config.unread:
-        raise CheckpointError(f"the setting {min(unread)} is no field that this model reads.")
+        raise CheckpointError(f"the setting {min(unread)} is not a field that this model reads.")
 
     failures += tokenizer.differences
     tensors = [file.check(*tensor, stored) for tensor in file.pairs()]

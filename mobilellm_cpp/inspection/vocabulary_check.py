@@ -100,7 +100,7 @@ def _pieces(path: Path) -> dict[int, Token]:
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
     except RuntimeError:
-        raise CheckpointError(f"{path} is no SentencePiece model, or a damaged one.") from None
+        raise CheckpointError(f"{path} is not a SentencePiece model, or it is damaged.") from None
     expected = {}
     user_defined = read_proto(path.read_bytes()).user_defined  # which the library does not tell
     for i in range(pieces.vocab_size()):

@@ -31,7 +31,9 @@ def read_imatrix(path: str | os.PathLike[str], source: Source) -> dict[str, Floa
     no imatrix or one of another model."""
     with open_gguf(path) as file:
         if file.get("general.type") != "imatrix":
-            raise ModelError(f"{os.fspath(path)} is no importance matrix: its general.type says so")
+            raise ModelError(
+                f"{os.fspath(path)} is not an importance matrix, according to its general.type"
+            )
         infos = {info.name: info for info in file.tensors()}
     found: dict[str, Floats] = {}
     for name, info in infos.items():
@@ -43,7 +45,7 @@ def read_imatrix(path: str | os.PathLike[str], source: Source) -> dict[str, Floa
         if counts is None or info.n_elements != columns:
             raise ModelError(
                 f"{os.fspath(path)}: {matrix} has {info.n_elements} columns there and {columns} in "
-                f"{source.path}: it is of another model"
+                f"{source.path}: it belongs to another model"
             )
         sums = np.fromfile(path, "<f4", info.n_elements, offset=info.start)
         count = float(np.fromfile(path, "<f4", 1, offset=counts.start)[0])

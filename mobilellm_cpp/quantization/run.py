@@ -67,7 +67,7 @@ def make_plan(source: Source, type: str, *, fallback: bool = True, imatrix: bool
     """The plan for a type of llama-quantize. Raises ModelError for an unknown type, and without
     `fallback` where a tensor cannot have the type that it is to have."""
     if type not in MIXES:
-        raise ModelError(f"{type} is no type: one of {', '.join((*MIXES, *RECIPES))}")
+        raise ModelError(f"{type} is not a type; choose one of {', '.join((*MIXES, *RECIPES))}")
     shapes = {name: info.shape for name, info in source.tensors.items()}
     grouping = _grouping(source)
     choices = mix_types(type, shapes, source.blocks, grouping, imatrix)
@@ -118,7 +118,10 @@ def bits_for_size(source: Source, size: int) -> float:
     head = min(info.start for info in infos) + 32 * len(source.tensors)
     bits = 8 * (size - head - vectors) / matrices
     if bits <= 0:
-        raise ModelError(f"{source.path} cannot have {size} bytes: its metadata has {head} already")
+        raise ModelError(
+            f"{source.path} cannot be made as small as {size} bytes: "
+            f"its metadata alone takes {head}"
+        )
     return bits
 
 
@@ -134,7 +137,7 @@ def plan_of(
         name, (wanted, _) = next(iter(substitutions.items()))
         columns = source.tensors[name].shape[-1]
         raise ModelError(
-            f"{name} has rows of {columns}, no multiple of {wanted.name}'s block of "
+            f"{name} has rows of {columns}, not a multiple of {wanted.name}'s block of "
             f"{wanted.block}, as have {len(substitutions) - 1} other tensors: without "
             "--no-fallback they get another type"
         )

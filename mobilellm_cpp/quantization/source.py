@@ -69,7 +69,7 @@ class Source:
         info = self.tensors[name]
         values = dequantize(self.raw(name), info.type_id, info.shape[-1]).reshape(info.shape)
         if not np.isfinite(values).all():
-            raise ModelError(f"{self.path}: {name} holds what is no finite number")
+            raise ModelError(f"{self.path}: {name} holds a number that is not finite")
         return values
 
 

@@ -82,7 +82,7 @@ class _Message(_Fields):
 
     def plain(self) -> dict[str, Any]:
         if self.images:
-            raise ApiError(400, "this model reads text alone: images cannot be sent")
+            raise ApiError(400, "this model reads only text: images cannot be sent")
         message: dict[str, Any] = {"role": self.role, "content": self.content or ""}
         if self.tool_name:
             message["name"] = self.tool_name

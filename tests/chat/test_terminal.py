@@ -273,7 +273,7 @@ def test_killed_in_an_answer_and_resumed(person, models):
     with open(path, "a") as file:
         file.write('{"role": "assist')  # as a line that the disk had no room for
     chat = person.chat(models / "chat.gguf", "--resume", "-t", "1", "-n", "4")
-    chat.wait("going on with: hello")
+    chat.wait("continuing: hello")
     chat.wait("not answered; /regen asks it again")
     chat.type("/regen\r")
     chat.wait("limit of 4 tokens", after="/regen")

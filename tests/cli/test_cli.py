@@ -140,9 +140,10 @@ def test_convert_an_adapter(place, tmp_path):
     done = run(place, "convert", tmp_path / "polite", "--base", "tiny", "--merge", "--type", "q8_0")
     assert done.returncode == 0 and "polite-merged-q8_0.gguf: " in done.stdout, done.stderr
     assert "2 matrices have the adapter polite merged into them" in done.stderr
-    assert_sentence(run(place, "chat", tmp_path / "polite"), "a LoRA adapter and no model")
-    assert_sentence(run(place, "convert", "tiny", "--merge"), "tiny is no adapter")
-    assert_sentence(run(place, "convert", tmp_path / "polite", "--verify"), "--verify is for")
+    assert_sentence(run(place, "chat", tmp_path / "polite"), "a LoRA adapter and not a model")
+    assert_sentence(run(place, "convert", "tiny", "--merge"), "tiny is not an adapter")
+    done = run(place, "convert", tmp_path / "polite", "--verify")
+    assert done.returncode == 0 and done.stdout.endswith("the file matches the adapter\n")
 
 
 def test_convert_refuses_in_one_sentence(place, tmp_path):
@@ -186,8 +187,10 @@ def test_inspect_refuses(place, tmp_path):
     assert_sentence(run(place, "inspect", tmp_path / "many.gguf"), *many_blocks)
     order = {"mobilellm.block_schedule": (["a", "b"], ARRAY, STRING)}
     rewrite(place / "good.gguf", tmp_path / "order.gguf", order)
-    assert_sentence(run(place, "inspect", tmp_path / "order.gguf"), "block_schedule is no order")
-    assert_sentence(run(place, "inspect", tmp_path / "text.gguf"), "text.gguf is no GGUF file")
+    assert_sentence(
+        run(place, "inspect", tmp_path / "order.gguf"), "block_schedule is not an order"
+    )
+    assert_sentence(run(place, "inspect", tmp_path / "text.gguf"), "text.gguf is not a GGUF file")
 
 
 def test_generate(place):
@@ -200,7 +203,7 @@ def test_generate(place):
 
 
 def test_a_type_that_nobody_chose_is_told(place):
-    told = "tiny in q4_0; --type chooses another"
+    told = "tiny is used as q4_0; --type chooses another type"
     options = ("generate", "-p", "a", "-n", "1")
     for _ in range(2):  # converted, and from the cache
         assert told in run(place, *options, "tiny").stderr.splitlines()
@@ -260,7 +263,7 @@ def test_lines_on_a_pipe(place):
 def test_commands_on_a_pipe(place):
     done = chat(place, "chatty", "--lines", "-n", "4", stdin="/help\n/nonsense\n/clear\n")
     assert done.returncode == 1 and done.stdout == ""
-    assert "/exit" in done.stderr and "/nonsense is no command" in done.stderr
+    assert "/exit" in done.stderr and "/nonsense is not a command" in done.stderr
 
 
 def test_chat_goes_on_when_the_context_is_full(place):

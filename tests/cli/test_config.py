@@ -61,8 +61,8 @@ def test_defaults_count_and_what_is_typed_wins(config, model):
         ("[generate]\ntokens = true", "tokens is not true"),
         ("[generate]\ntop-k = [1, 2]", "top-k is one value"),
         ("[generate]\ntop-k = {a = 1}", "top-k is one value"),
-        ("[generate", "is no TOML"),
-        ("a = \x00", "is no TOML"),
+        ("[generate", "is not TOML"),
+        ("a = \x00", "is not TOML"),
     ],
 )
 def test_mistakes_are_named(config, text, says):

@@ -187,8 +187,8 @@ def test_closed_streams_are_no_tracebacks(model, closed):
 
 def test_wrong_usage(model, tmp_path):
     assert "with -p or with -f" in generate(model, "-p", "a", "-f", "b", code=2)
-    assert "printed with --json" in generate(model, "-p", "a", "--logprobs", 2, code=2)
-    assert "one form" in generate(model, "-p", "a", "--regex", "a", "--lark", "b", code=2)
+    assert "need --json" in generate(model, "-p", "a", "--logprobs", 2, code=2)
+    assert "only one form" in generate(model, "-p", "a", "--regex", "a", "--lark", "b", code=2)
     assert "TOKEN=NUMBER" in generate(model, "-p", "a", "--logit-bias", "hello", code=2)
     assert "--top-p" in generate(model, "-p", "a", "--top-p", "7", code=2)
     for wrong in (

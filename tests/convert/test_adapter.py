@@ -194,9 +194,9 @@ def test_an_adapter_of_executed_layers(tmp_path: Path, untouched: Path) -> None:
 
 
 def test_what_is_no_adapter_and_what_is_no_model(trained: Path, untouched: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no LoRA adapter"):
+    with pytest.raises(CheckpointError, match="is not a LoRA adapter"):
         convert_adapter(trained / "base", untouched)
-    with pytest.raises(CheckpointError, match="is a LoRA adapter and no model: .*--merge"):
+    with pytest.raises(CheckpointError, match="is a LoRA adapter and not a model: .*--merge"):
         open_checkpoint(trained / "lora")
     with pytest.raises(CheckpointError, match="must be one of f32, f16, bf16"):
         convert_adapter(trained / "lora", untouched, type="q8_0")

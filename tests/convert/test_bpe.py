@@ -187,8 +187,8 @@ SPLIT = ["pre_tokenizer", "pretokenizers", 0]
 TEMPLATE = ["post_processor", "single"]
 BAD = {
     "normalizer": (edit(["normalizer"], {"type": "NFC"}), "normalizer must be null"),
-    "unigram": (edit(["model", "type"], "Unigram"), "model is no BPE"),
-    "no model": (edit(["model"], ...), "model is no BPE"),
+    "unigram": (edit(["model", "type"], "Unigram"), "model is not BPE"),
+    "no model": (edit(["model"], ...), "model is not BPE"),
     "regex": (edit([*SPLIT, "pattern"], {"Regex": r"\p{L}+"}), "neither Llama 3's nor Llama 4's"),
     "behaviour": (edit([*SPLIT, "behavior"], "Removed"), "neither Llama 3's nor Llama 4's"),
     "ignore_merges": (edit(["model", "ignore_merges"], "no"), "ignore_merges is neither"),
@@ -198,8 +198,11 @@ BAD = {
     "no byte": (edit(["model", "vocab", "a"], ...), "no token for the byte 0x61"),
     "large id": (edit(["model", "vocab", "a"], 512), "vocab_size must hold id 512"),
     "no merges": (edit(["model", "merges"], ...), "model.merges is missing"),
-    "merge of one": (edit(["model", "merges"], ["a"]), "'a' is no merge"),
-    "merge of strangers": (edit(["model", "merges"], [["a", "zz9"]]), "is no merge of two tokens"),
+    "merge of one": (edit(["model", "merges"], ["a"]), "'a' is not a merge"),
+    "merge of strangers": (
+        edit(["model", "merges"], [["a", "zz9"]]),
+        "is not a merge of two tokens",
+    ),
     "merge to nothing": (edit(["model", "merges"], ["\u0100 \u0100"]), "makes no token"),
     "added": (edit(["added_tokens", 0], {"id": "1"}), "added_tokens is broken"),
     "one word": (edit(["added_tokens", 0, "single_word"], True), "single_word of '<|begin_of"),
@@ -229,7 +232,7 @@ def test_what_llama_cpp_would_split_otherwise_is_refused(tmp_path, name):
 def test_no_vocabulary_at_all(tmp_path):
     checkpoint = make_r1(tmp_path / "c")
     (checkpoint / "tokenizer.json").write_text('{"pre_tokenizer": null}')
-    assert "tokenizer.json: model is no BPE" in refusal(checkpoint, tmp_path / "m.gguf")
+    assert "tokenizer.json: model is not BPE" in refusal(checkpoint, tmp_path / "m.gguf")
     (checkpoint / "tokenizer.json").unlink()
     assert "tokenizer.model and tokenizer.json" in refusal(checkpoint, tmp_path / "m.gguf")
 

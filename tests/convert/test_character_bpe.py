@@ -251,7 +251,7 @@ def a_merge_of_bytes(fields: dict[str, Any]) -> None:
 META = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first", "split": False}
 PREPEND = {"type": "Prepend", "prepend": "\u2581"}
 BAD = {
-    "unigram": (edit("model", "type", to="Unigram"), "model is no BPE"),
+    "unigram": (edit("model", "type", to="Unigram"), "model is not BPE"),
     "no bytes": (edit("model", "byte_fallback", to=False), "byte_fallback must be true"),
     "a byte missing": (
         lambda fields: fields["model"]["vocab"].pop("<0x41>"),

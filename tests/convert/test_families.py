@@ -154,7 +154,7 @@ def test_a_tensor_of_another_name_is_refused_by_name(tmp_path):
 def test_a_setting_that_nothing_reads_is_refused(tmp_path):
     checkpoint = make_checkpoint(tmp_path / "c")
     message = refusal(checkpoint, tmp_path / "m.gguf", settings={"rope_thta": 5e5})
-    assert "rope_thta is no field that this model reads" in message
+    assert "rope_thta is not a field that this model reads" in message
 
 
 def test_a_setting_overrides_what_the_file_says(tmp_path):

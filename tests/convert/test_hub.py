@@ -296,7 +296,7 @@ def test_revisions(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_folder_has_no_revisions(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a revision is one of a hub id"):
+    with pytest.raises(CheckpointError, match="only a hub id has revisions"):
         convert_checkpoint(hub.revisions["main"], tmp_path / "m.gguf", revision="main")
 
 

@@ -125,8 +125,8 @@ def test_impossible_outputs(tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     for out, needle in (
-        (tmp_path / "no" / "such" / "m.gguf", "is no folder"),
-        (folder, "no ordinary file"),
+        (tmp_path / "no" / "such" / "m.gguf", "is not a folder"),
+        (folder, "not an ordinary file"),
         (weights, "a file of the checkpoint"),
         (folder / "config.json", "a file of the checkpoint"),
         (tmp_path / ("x" * 250), os.strerror(errno.ENAMETOOLONG)),

@@ -296,7 +296,7 @@ def test_a_pipe_where_a_file_is_due(name: str, tmp_path: Path, untouched: Path) 
     folder = make_checkpoint(tmp_path / "m")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    assert f"{folder / name} is no ordinary file" in refusal(folder, untouched)
+    assert f"{folder / name} is not an ordinary file" in refusal(folder, untouched)
 
 
 def test_odd_chat_templates_are_left_out(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_no_tokenizer(tmp_path: Path, untouched: Path) -> None:
     (folder / "tokenizer.model").unlink()
     assert "tokenizer.model and tokenizer.json are missing" in refusal(folder, untouched)
     (folder / "tokenizer.json").write_text("{}")
-    assert f"{folder / 'tokenizer.json'}: model is no BPE" in refusal(folder, untouched)
+    assert f"{folder / 'tokenizer.json'}: model is not BPE" in refusal(folder, untouched)
 
 
 def test_more_pieces_than_embeddings(tmp_path: Path, untouched: Path) -> None:

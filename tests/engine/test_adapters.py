@@ -180,7 +180,7 @@ def test_what_is_no_adapter_of_this_model(tmp_path):
         adapters.load(shared)
     own = adapter(tmp_path, tmp_path / "own.gguf")
     for scale in (float("nan"), float("inf")):
-        with pytest.raises(ModelError, match="is no number"):
+        with pytest.raises(ModelError, match="is not a number"):
             use(llm, adapters, [(own, scale)])
     with pytest.raises(ModelError, match="named twice"):
         use(llm, adapters, [(own, 1.0), (own, 1.0)])

@@ -354,7 +354,7 @@ def test_text_parts(files):
         assert llm.chat_tokens(plain) == llm.chat_tokens(split)
         usage = [llm.create_chat_completion(m, max_tokens=1)["usage"] for m in (plain, split)]
         assert usage[0] == usage[1]
-        with pytest.raises(ModelError, match="reads text alone"):
+        with pytest.raises(ModelError, match="reads only text"):
             llm.chat([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}])
 
 

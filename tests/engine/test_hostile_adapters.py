@@ -118,13 +118,13 @@ def bad_adapters(folder):
         {f"{Q}.lora_a": np.ones((3, 64), np.float32), f"{Q}.lora_b": np.ones((64, 4), np.float32)},
     )
     yield adapter("half", "only one half of 'blk.1.attn_q.weight'", half)
-    yield adapter("integers", "of type i32, which is no weight type", integers)
-    yield adapter("nan", "holds what are no numbers", nan)
+    yield adapter("integers", "of type i32, which is not a weight type", integers)
+    yield adapter("nan", "holds values that are not numbers", nan)
     yield adapter("empty", "changes nothing", {})
-    yield adapter("suffix", "is no half of a LoRA pair", {Q: np.ones((64, 64), np.float32)})
+    yield adapter("suffix", "is not half of a LoRA pair", {Q: np.ones((64, 64), np.float32)})
     yield adapter(
         "norm",
-        "is no half of a LoRA pair",
+        "is not half of a LoRA pair",
         {**good, "blk.0.attn_norm.weight": np.ones(64, np.float32)},
     )
     yield adapter(
@@ -143,7 +143,7 @@ def bad_adapters(folder):
     yield adapter("alpha-nan", "has nan as adapter.lora.alpha", alpha=float("nan"))
     yield adapter("alpha-0", "as adapter.lora.alpha", alpha=0.0)
     yield adapter("alpha-int", "is not a 32-bit float", alpha=4)
-    yield adapter("no-alpha", "says no adapter.lora.alpha", alpha=None)
+    yield adapter("no-alpha", "has no adapter.lora.alpha", alpha=None)
     yield adapter(
         "activated",
         "is an activated LoRA",

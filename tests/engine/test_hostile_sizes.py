@@ -64,7 +64,7 @@ def test_many_keys(model, tmp_path):
         ({"mobilellm.context_length": 0}, "context_length is 0"),
         ({"mobilellm.attention.layer_norm_rms_epsilon": True}, "of another kind"),
         ({"mobilellm.block_schedule": 1}, "of another kind"),
-        ({"mobilellm.expert_count": 4}, "is no key that this version understands"),
+        ({"mobilellm.expert_count": 4}, "is not a key that this version understands"),
         ({"general.alignment": 3}, "cannot be overridden"),
         ({"tokenizer.ggml.tokens": "x"}, "of another kind"),
     ],

@@ -199,7 +199,7 @@ def test_characters_of_several_tokens_come_whole(llm, monkeypatch):
 
 
 def test_a_prompt_that_does_not_fit(llm):
-    with pytest.raises(ModelError, match=r"prompt has \d+ tokens, and the context holds 128"):
+    with pytest.raises(ModelError, match=r"prompt has \d+ tokens, but the context holds 128"):
         list(llm.stream("word " * 200))
 
 
@@ -248,7 +248,7 @@ def test_misuse_gets_a_sentence(llm, misuse, sentence):
     [
         ({"n_ctx": -1}, "n_ctx is -1"),
         ({"n_ctx": 2**40}, "n_ctx is 1099511627776"),
-        ({"n_ctx": 2**28}, "more memory than this machine has"),
+        ({"n_ctx": 2**28}, "which is more memory than this machine has"),
         ({"n_threads": 100000}, "n_threads is 100000, outside 0 to 512"),
         ({"n_batch": -1}, "n_batch is -1"),
         ({"lora_path": "/nowhere"}, "/nowhere: no such file"),

@@ -67,7 +67,7 @@ def test_long_and_refused(file: Path) -> None:
         (long,) = scorer.score([(tokens, [5, 6])])
         (cut,) = scorer.score([(tokens[-255:], [5, 6])])
         assert long == (pytest.approx(cut[0], abs=1e-5), cut[1])
-        with pytest.raises(ModelError, match="a token each"):
+        with pytest.raises(ModelError, match="at least one token"):
             scorer.score([([], [1])])
         scorer.close()
 

@@ -158,7 +158,7 @@ def checkpoint_case(case: Case, folder: Path, out: Path) -> tuple[bool, str | No
         try:
             llm.logits([1, 5, 7])
         except ModelError as error:
-            if "no numbers" not in str(error):  # weights may be large
+            if "not numbers" not in str(error):  # weights may be large
                 raise
         llm.close()
     return passed, refusal
@@ -215,7 +215,7 @@ def adapter_case(seeds: Path, case: Case, folder: Path, out: Path) -> tuple[bool
         try:
             llm.logits([1, 5, 7])
         except ModelError as error:
-            if "no numbers" not in str(error):  # weights may be large
+            if "not numbers" not in str(error):  # weights may be large
                 raise
         llm.close()
     return passed, refusal

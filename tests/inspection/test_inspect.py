@@ -42,7 +42,7 @@ def test_differences(tmp_path: Path) -> None:
 
     same = compare(a, a)
     assert same.metadata == [] and same.tensors == [] and same.alike == 20
-    assert inspect(a, a).splitlines()[-1] == "the files hold the same"
+    assert inspect(a, a).splitlines()[-1] == "the files have the same contents"
 
     found = compare(a, b)
     ours = {tensor.name: tensor for tensor in found.tensors}

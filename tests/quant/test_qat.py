@@ -140,7 +140,7 @@ def test_a_scale_of_nothing_is_refused(tmp_path: Path) -> None:
     save_file(
         {**state, "model.layers.9.q_proj" + SCALE: torch.ones(1)}, folder / "model.safetensors"
     )
-    with pytest.raises(CheckpointError, match="q_proj.weight_fake_quantizer.scale is no tensor"):
+    with pytest.raises(CheckpointError, match="q_proj.weight_fake_quantizer.scale is not a tensor"):
         convert_checkpoint(folder, tmp_path / "m.gguf")
 
 

@@ -192,10 +192,13 @@ def test_best_mix() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--type", "q9_9"], "q9_9 is no type"),
-        (["--target-size", "1kB"], "its metadata has"),
+        (["--type", "q9_9"], "q9_9 is not a type"),
+        (["--target-size", "1kB"], "its metadata alone takes"),
         (["--target-bpw", "1.5"], "no mix of types has 1.50 bits"),
-        (["--type", "Q4_K_M", "--no-fallback", "--no-calibration"], "no multiple of Q4_K's block"),
+        (
+            ["--type", "Q4_K_M", "--no-fallback", "--no-calibration"],
+            "not a multiple of Q4_K's block",
+        ),
         (["--type", "q4_0", "--calibration", "SHORT"], "the calibration text has"),
     ],
 )

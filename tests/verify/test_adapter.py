@@ -117,12 +117,12 @@ def test_the_command(tmp_path: Path) -> None:
         return subprocess.run([*map(str, [*command, *arguments])], capture_output=True, text=True)
 
     done = run("--base", way["base"])
-    assert done.returncode == 0 and "verdict    the file is what the adapter makes" in done.stdout
+    assert done.returncode == 0 and "verdict    the file matches the adapter" in done.stdout
     assert re.search(r"blk\.1\.ffn_down\.weight +f32   rank 4  max .Δ. 0\.00e\+00", done.stdout)
     change(path, *FAULTS["another scale"])
     done = run("--base", way["base"], "--json")
     assert done.returncode == 1 and json.loads(done.stdout)["ok"] is False
-    assert "a.gguf is not what" in done.stderr and "blk.0.ffn_up.weight" in done.stderr
+    assert "a.gguf does not match" in done.stderr and "blk.0.ffn_up.weight" in done.stderr
     os.remove(way["base"] / "config.json")
     assert "config.json is missing" in run("--base", way["base"]).stderr
 
@@ -132,5 +132,5 @@ def test_a_model_is_no_adapter(tmp_path: Path) -> None:
 
     path, way = made("base", tmp_path)
     convert_checkpoint(way["base"], tmp_path / "m.gguf")
-    with pytest.raises(ModelError, match="m.gguf is no adapter file"):
+    with pytest.raises(ModelError, match="m.gguf is not an adapter file"):
         verify_adapter(tmp_path / "m.gguf", open_source(tmp_path / "lora"), base=way["base"])

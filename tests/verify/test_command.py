@@ -50,14 +50,14 @@ def test_convert_and_verify(place):
     assert sum("of the bound" in line for line in lines) == 20  # one for each tensor
     for start in ("metadata ", "tensors    20 of 20", "tokenizer ", "logits ", "graph "):
         assert any(line.startswith(start) for line in lines), start
-    assert lines[-1] == "verdict    the file is what the checkpoint makes"
+    assert lines[-1] == "verdict    the file matches the checkpoint"
 
 
 def test_a_wrong_file_as_json(place):
     done = run(place, "verify", "wrong.gguf", "tiny", "--json", "--text", "text", "-t", "1")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("mobilellm: wrong.gguf is not what ")
-    assert "RoPE base is 500000.0, and config.json makes it 10000.0 (and 1 more)" in done.stderr
+    assert done.stderr.startswith("mobilellm: wrong.gguf does not match ")
+    assert "RoPE base is 500000.0, but config.json makes it 10000.0 (and 1 more)" in done.stderr
     found = json.loads(done.stdout)
     assert found["ok"] is False and len(found["failures"]) == 2
     assert {"kl_divergence", "top1_agreement", "max_difference"} < set(found["logits"])
@@ -100,7 +100,7 @@ def test_refusals(place):
 
 def test_a_folder_is_no_file_to_give_a_schedule_for(place):
     done = run(place, "verify", "tiny", "tiny", "--schedule", "reverse")
-    assert done.returncode == 1 and "tiny is no file" in done.stderr
+    assert done.returncode == 1 and "tiny is not a file" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -182,7 +182,10 @@ def test_an_adapter_of_another_base(shared: Path, tmp_path: Path) -> None:
     path = merge(shared, tmp_path / "m.gguf")
     for options, sentence in (
         ({**SHAPE, "ffn": 256}, "do not fit .*: model.layers.0.mlp.gate_proj.weight"),
-        ({**SHAPE, "layers": 2}, r"layers\.2\..* adapts what is no matrix of the base"),
+        (
+            {**SHAPE, "layers": 2},
+            r"layers\.2\..* adapts something that is not a matrix of the base",
+        ),
     ):
         make_checkpoint(tmp_path / "base", sharing=True, **options)
         with pytest.raises(CheckpointError, match=sentence):
@@ -199,18 +202,18 @@ def test_the_commands(shared: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     done = run("convert", shared / "lora", *base, "--merge", "-o", path, "--verify")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("verdict    the file is what the checkpoint makes\n")
+    assert done.stdout.endswith("verdict    the file matches the checkpoint\n")
     done = run("verify", path, shared / "lora", *base, "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 0 and found["ok"] and found["adapter"] == str(shared / "lora")
     done = run("verify", path, shared / "base")
     assert done.returncode == 1 and "is not the checkpoint's: " in done.stderr
     done = run("verify", path, shared / "base", *base)
-    assert done.returncode == 1 and "base is no adapter: --base is for one" in done.stderr
+    assert done.returncode == 1 and "base is not an adapter, but --base needs one" in done.stderr
 
     done = run("convert", shared / "lora", *base, "-o", tmp_path / "a.gguf", "--verify")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("verdict    the file is what the adapter makes\n")
+    assert done.stdout.endswith("verdict    the file matches the adapter\n")
 
 
 def test_memory(tmp_path: Path) -> None:

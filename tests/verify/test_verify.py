@@ -419,7 +419,7 @@ def test_a_fault_in_what_surrounds_a_text_fails(edit, part, shared, tmp_path):
 
 
 def test_a_setting_that_nothing_reads_is_refused(shared):
-    with pytest.raises(CheckpointError, match="nonsense is no field that this model reads"):
+    with pytest.raises(CheckpointError, match="nonsense is not a field that this model reads"):
         check(converted(shared, "f16"), shared, settings={"nonsense": 1})
 
 

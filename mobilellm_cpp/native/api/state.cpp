@@ -91,10 +91,10 @@ void check(llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id 
     reader     in{ data, size };
     const auto length = in.take<uint32_t>();  // or, of a sequence, a number that upstream knows it by
     if (sequence < 0 && length > max_name) {
-        refuse("is none: it begins with a name of " + std::to_string(length) + " bytes");
+        refuse("is not valid: it begins with a name of " + std::to_string(length) + " bytes");
     }
     if (sequence >= 0 && uint32_t(sequence) >= llama_n_seq_max(ctx)) {
-        refuse("is for sequence " + std::to_string(sequence) + ", and the context holds " +
+        refuse("is for sequence " + std::to_string(sequence) + ", but the context holds " +
                std::to_string(llama_n_seq_max(ctx)));
     }
     in.skip(1, sequence < 0 ? length : sizeof(llama_seq_id));

@@ -34,8 +34,8 @@ std::string text(const gguf_context * file, const char * key) {
 
 void check_metadata(const llama_model & model, const gguf_context * file) {
     if (text(file, "general.type") != "adapter" || text(file, "adapter.type") != "lora") {
-        refuse("is not one, but another kind of GGUF file (general.type is '" + text(file, "general.type") +
-               "', adapter.type '" + text(file, "adapter.type") + "')");
+        refuse("is another kind of GGUF file (general.type is '" + text(file, "general.type") + "', adapter.type '" +
+               text(file, "adapter.type") + "')");
     }
     const std::string arch = text(file, "general.architecture");
     if (arch != llm_arch_name(model.arch)) {
@@ -43,7 +43,7 @@ void check_metadata(const llama_model & model, const gguf_context * file) {
     }
     const int64_t alpha = gguf_find_key(file, "adapter.lora.alpha");
     if (alpha < 0) {
-        refuse("says no adapter.lora.alpha");
+        refuse("has no adapter.lora.alpha");
     }
     if (gguf_get_kv_type(file, alpha) != GGUF_TYPE_FLOAT32) {
         refuse("has an adapter.lora.alpha that is not a 32-bit float");
@@ -69,7 +69,7 @@ ggml_tensor read(const gguf_context * adapter, int64_t id, FILE * file) {
         }
     }
     if (!mobilellm_is_weight_type(t.type)) {
-        refuse("has a tensor '" + name + "' of type " + ggml_type_name(t.type) + ", which is no weight type");
+        refuse("has a tensor '" + name + "' of type " + ggml_type_name(t.type) + ", which is not a weight type");
     }
     const size_t size  = gguf_get_tensor_size(adapter, id);
     const size_t start = gguf_get_data_offset(adapter) + gguf_get_tensor_offset(adapter, id);
@@ -79,7 +79,7 @@ ggml_tensor read(const gguf_context * adapter, int64_t id, FILE * file) {
     }
     std::vector<uint8_t> data(size);
     if (std::fread(data.data(), 1, size, file) != size || !ggml_validate_row_data(t.type, data.data(), size)) {
-        refuse("is damaged: its tensor '" + name + "' holds what are no numbers");
+        refuse("is damaged: its tensor '" + name + "' holds values that are not numbers");
     }
     return t;
 }
@@ -125,7 +125,7 @@ void mobilellm_check_adapter(const llama_model & model, const gguf_context * ada
         const size_t      dot  = name.rfind('.');
         const std::string half = dot == std::string::npos ? "" : name.substr(dot);
         if (half != ".lora_a" && half != ".lora_b") {
-            refuse("holds '" + name + "', which is no half of a LoRA pair and could not be applied");
+            refuse("holds '" + name + "', which is not half of a LoRA pair and could not be applied");
         }
         pair & found                            = pairs[name.substr(0, dot)];
         (half == ".lora_a" ? found.a : found.b) = id;

@@ -112,7 +112,7 @@ void mobilellm_added_tokens::load(const gguf_context * file, const llama_vocab &
     std::unordered_map<llama_token, uint32_t> flags_of;
     for (size_t i = 0; i < ids.size(); ++i) {
         if (known.count(llama_token(ids[i])) == 0) {
-            refuse(tokens_key, "names token " + std::to_string(ids[i]) + ", which is no added one");
+            refuse(tokens_key, "names token " + std::to_string(ids[i]) + ", which is not an added token");
         }
         const bool in_normalized = flags[i] & (NORMALIZED | PIECE);
         if (flags[i] > 31 || (in_normalized && (!characters || once || !(every || none)))) {

@@ -82,7 +82,7 @@ struct metadata {
         }
         const float value = gguf_get_val_f32(ctx, id);
         if (!std::isfinite(value) || value < 0.0f || (value == 0.0f && !zero_allowed)) {
-            refuse(name(key) + " is " + std::to_string(value) + ", which is no usable number");
+            refuse(name(key) + " is " + std::to_string(value) + ", which is not a usable number");
         }
     }
 };
@@ -103,7 +103,7 @@ void check_keys(const metadata & meta) {
     for (int64_t id = 0; id < gguf_get_n_kv(meta.ctx); ++id) {
         const std::string_view key = gguf_get_key(meta.ctx, id);
         if (key.substr(0, prefix.size()) == prefix && known.count(key.substr(prefix.size())) == 0) {
-            refuse(std::string(key) + " is no key that this version understands");
+            refuse(std::string(key) + " is not a key that this version understands");
         }
     }
 }
@@ -192,12 +192,12 @@ void check_heads(const metadata & meta, int64_t n_embd) {
         const int64_t h = heads[std::min(i, heads.size() - 1)];
         const int64_t k = kv[std::min(i, kv.size() - 1)];
         if (h % k != 0) {
-            refuse(meta.name("attention.head_count") + " is " + std::to_string(h) + ", no multiple of " +
+            refuse(meta.name("attention.head_count") + " is " + std::to_string(h) + ", not a multiple of " +
                    std::to_string(k) + " KV heads");
         }
     }
     if (meta.find("attention.key_length") < 0 && n_embd % n != 0) {
-        refuse(meta.name("embedding_length") + " is " + std::to_string(n_embd) + ", no multiple of " +
+        refuse(meta.name("embedding_length") + " is " + std::to_string(n_embd) + ", not a multiple of " +
                std::to_string(n) + " heads");
     }
     const int64_t k_len = meta.bounded("attention.key_length", 1, max_width, n_embd / n);
@@ -353,7 +353,7 @@ void check_tensors(const llama_model_loader & ml, const std::string & arch, bool
         const bool vector = ggml_n_dims(t) == 1;
         if (vector ? !is_vector_type(t->type, ours) : !mobilellm_is_weight_type(t->type)) {
             refuse("tensor '" + name + "' has type " + ggml_type_name(t->type) +
-                   (vector ? "; a vector must be f32" : ", which is no weight type"));
+                   (vector ? "; a vector must be f32" : ", which is not a weight type"));
         }
     }
 }
