@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..engine.model import _overlap
+from ..engine.answers import _overlap
 
 BEGIN, END = "<think>", "</think>"
 

@@ -13,7 +13,8 @@ from .common import Context, OptionalModel, Threads, Type, print_json
 from .sampling import read_text, takes_sampling
 
 if TYPE_CHECKING:
-    from ..engine.model import Answer, MobileLLM
+    from ..engine.answers import Answer
+    from ..engine.model import MobileLLM
 
 
 @takes_sampling

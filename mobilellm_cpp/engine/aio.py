@@ -27,8 +27,9 @@ from .cancelling import Cancelled, cancelled_by
 from .sampling_types import Sampling
 
 if TYPE_CHECKING:
+    from .answers import Answer, Stream, Usage
     from .batches import Prompt
-    from .model import Answer, Message, Stream, Usage
+    from .messages import Message
 
 T = TypeVar("T")
 

@@ -13,7 +13,8 @@ from ..errors import ModelError
 from .sampling_types import Sampling
 
 if TYPE_CHECKING:
-    from .model import Answer, Message, Stream
+    from .answers import Answer, Stream
+    from .messages import Message
 
     Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -120,7 +121,7 @@ class _Going:
         self.text: list[str] = []
 
     def answer(self) -> "Answer":
-        from .model import Answer
+        from .answers import Answer
 
         return Answer.of("".join(self.text), self.stream)
 

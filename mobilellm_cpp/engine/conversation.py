@@ -8,7 +8,9 @@ from collections.abc import Callable, Generator
 from typing_extensions import Unpack
 
 from ..errors import ModelError
-from .model import Message, MobileLLM, Stream
+from .answers import Stream
+from .messages import Message
+from .model import MobileLLM
 from .sampling_types import Choice
 
 Pieces = Generator[str, None, None]

@@ -16,8 +16,9 @@ from ..errors import ModelError
 from .library import llama_cpp
 from .llama_base import LlamaBase
 from .sampling import Logits, Sampler
-from .sequences import Rows, Sequences
+from .sequence_state import Rows
 from .sequences import Sequence as TokenSequence
+from .sequences import Sequences
 from .structured import Constraint
 
 Vectors = npt.NDArray[np.float32]

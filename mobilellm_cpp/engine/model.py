@@ -3,16 +3,14 @@
 import codecs
 import contextlib
 import inspect
-import json
 import logging
-import math
 import os
 import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,54 +20,36 @@ from ..errors import ModelError
 from ..quant.weight_type import DEFAULT_TYPE, FileType
 from .adapters import Adapters, Lora
 from .aio import AsyncCalls
+from .answers import (
+    Answer,
+    Bias,
+    Stream,
+    chunks_without_leading_space,
+    log_prob,
+    until_stop,
+    without_leading_space,
+)
 from .arguments import check_constructor, check_sampling, check_stop
 from .batches import BatchCalls
 from .gguf_file import context_length, kv_bytes, open_gguf
 from .inherited import _COPY, MEAN, InheritedCalls, _as_list, normalized, pooled
 from .library import Pieces, give_memory_back, guard, llama_cpp, tokenize
 from .llama_base import Formatter, LlamaArguments, ModelArguments
+from .messages import PLAIN_STOP, PLAIN_TEMPLATE, Message, StoppingFormatter, checked_messages, utf8
 from .sampling_types import Sampling
 from .sequences import Sequence as TokenSequence
 from .sequences import Sequences
 from .structured import Constraint, Vocabulary, from_response_format, pop_form
 from .thread_choice import chosen_threads
 from .threads import default_threads
-from .tools import ToolCall, answer_with_tools
+from .tools import answer_with_tools
 
 log = logging.getLogger(__name__)
 
-# {"role": "system" | "user" | "assistant", "content": a text, or OpenAI's list of text parts}
-Message = Mapping[str, Any]
 
-# For files without a chat template: the base models, which continue a dialogue as text.
-PLAIN_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{{ m['content'] }}\n"
-    "{% elif m['role'] == 'user' %}User: {{ m['content'] }}\nAssistant:"
-    "{% else %} {{ m['content'] }}\n{% endif %}{% endfor %}"
-)
-PLAIN_STOP: tuple[str, ...] = ("\nUser:", "\nAssistant:")
 # Settings of a context that K and V of a token depend on.
 _OF_KV = ("rope", "yarn", "attention", "flash_attn", "type", "n_ubatch")
 SLOTS = 16  # sequences that may have a place in the KV cache at a time
-
-
-class LogProb(NamedTuple):
-    """A token of an answer: its id and bytes, the log of its probability, before anything was done
-    to the distribution, and the likeliest tokens there with theirs."""
-
-    token: int
-    text: bytes
-    logprob: float
-    best: list[tuple[int, float]]
-
-
-class Usage(TypedDict):
-    """Tokens of a prompt and of what follows it."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
 
 
 def _memory() -> int:
@@ -79,157 +59,11 @@ def _memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _bytes(text: str) -> bytes:
-    """UTF-8; what no UTF-8 can say (undecodable bytes of a shell) is left to the tokenizer."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _checked_messages(messages: Any) -> list[dict[str, Any]]:
-    """Messages with their text parts joined."""
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise ModelError('messages must be a list of {"role": ..., "content": ...}, at least one')
-    found = []
-    for message in messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ModelError('messages must be a list of {"role": ..., "content": ...}')
-        content = message.get("content")
-        if isinstance(content, (list, tuple)):
-            content = "".join(_part(part) for part in content)
-        if not isinstance(content, str) and not (content is None and len(message) > 2):
-            raise ModelError("the content of a message is neither a text nor a list of text parts")
-        found.append({**message, "content": content or ""})
-    return found
-
-
-def _part(part: Any) -> str:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    if not isinstance(text, str) or (isinstance(part, Mapping) and part.get("type") != "text"):
-        raise ModelError("a part of a message is not a text: this model reads only text")
-    return text
-
-
-class _Formatter:
-    """A chat template for llama_cpp's chat handlers, with the stop strings that go with it."""
-
-    def __init__(self, template: Any, stop: Sequence[str]) -> None:
-        self._template, self._stop = template, list(stop)
-
-    def __call__(self, **arguments: Any) -> Any:
-        formatted = self._template(**arguments)
-        formatted.stop = [
-            *self._stop,
-            *([formatted.stop] if isinstance(formatted.stop, str) else formatted.stop or []),
-        ]
-        return formatted
-
-
 class _Closed:
     """What stands for model and context once they are freed."""
 
     def __getattr__(self, name: str) -> Any:
         raise ModelError("this model is closed")
-
-
-class Stream(Iterator[str]):
-    """The pieces of a text as it is made. Once it has ended, finish_reason says why: "stop" (the
-    model ended it, or a stop string came), "length" (max_tokens, or the context is full). usage
-    counts the tokens so far. logprobs, where they were asked for, has a record for each token of
-    the text. close() ends it."""
-
-    def __init__(self, n_prompt: int) -> None:
-        self.finish_reason: str | None = None
-        self.logprobs: list[LogProb] | None = None
-        self._n_prompt = n_prompt
-        self._n_made = 0
-        self._n_found = 0
-        self._pieces: Any = iter(())
-        self._sequence: TokenSequence | None = None
-        self._sampler: Any = None
-
-    @property
-    def usage(self) -> Usage:
-        return {
-            "prompt_tokens": self._n_prompt,
-            "completion_tokens": self._n_made,
-            "total_tokens": self._n_prompt + self._n_made,
-        }
-
-    def __next__(self) -> str:
-        piece = ""
-        while not piece:
-            piece = next(self._pieces)
-        return piece
-
-    def advance(self) -> str:
-        """One step of the engine at most, for a thread that goes on with several streams: the text
-        that came of it, often none. Raises StopIteration at the end."""
-        if self._sequence is not None and not self._sequence.step(self._sampler):
-            return ""
-        piece: str = next(self._pieces)
-        return piece
-
-    @property
-    def reads(self) -> bool:
-        """Whether the prompt is still to be computed, which takes longer steps than an answer."""
-        return self._sequence is not None and self._sequence.reads
-
-    @property
-    def n_found(self) -> int:
-        """Tokens of the prompt that an earlier one began with, so that they were not computed
-        again."""
-        return self._n_found
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the prompt and of the text so far."""
-        return self._n_prompt + self._n_made
-
-    def close(self) -> None:
-        """Ends it; its place is free."""
-        self._pieces.close()
-        self._sequence = None
-
-    def _stop(self, text: str) -> None:
-        """A stop string came: text, the end of what was made, does not count, nor do the records of
-        tokens within it."""
-        self.finish_reason, self._sequence = "stop", None
-        rest = len(text.encode("utf-8", "replace"))
-        while self.logprobs and len(self.logprobs[-1].text) <= rest:
-            rest -= len(self.logprobs.pop().text)
-
-
-class Answer(str):
-    """An answer; finish_reason, usage and logprobs are those of Stream. tool_calls are the
-    functions that it calls; then it has no text, and finish_reason is "tool_calls"."""
-
-    finish_reason: str | None
-    usage: Usage
-    logprobs: list[LogProb] | None
-    tool_calls: list[ToolCall]
-
-    @classmethod
-    def of(cls, text: str, stream: Stream, calls: Sequence[ToolCall] = ()) -> "Answer":
-        """What a stream that has ended has given."""
-        answer = cls(text)
-        answer.finish_reason, answer.usage = stream.finish_reason, stream.usage
-        answer.logprobs, answer.tool_calls = stream.logprobs, list(calls)
-        return answer
-
-    def message(self) -> dict[str, Any]:
-        """The assistant's message that it is, in OpenAI's form."""
-        calls = [
-            {
-                "id": id,
-                "type": "function",
-                "function": {"name": name, "arguments": json.dumps(arguments)},
-            }
-            for name, arguments, id in self.tool_calls
-        ]
-        return {
-            "role": "assistant",
-            "content": str(self),
-            **({"tool_calls": calls} if calls else {}),
-        }
 
 
 class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
@@ -361,7 +195,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         )
         if not template and plain:
             handler = llama_cpp.llama_chat_format.chat_formatter_to_chat_completion_handler
-            self._chat_handlers["plain"] = handler(_Formatter(self._template, PLAIN_STOP))
+            self._chat_handlers["plain"] = handler(StoppingFormatter(self._template, PLAIN_STOP))
             self.chat_format = "plain"
 
     @property
@@ -490,9 +324,9 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         written out in a message count as such.
         """
         variables = {"tools": list(tools)} if tools else {}
-        prompt = self._template(messages=_checked_messages(messages), **variables).prompt
+        prompt = self._template(messages=checked_messages(messages), **variables).prompt
         # the template writes bos itself when it wants one
-        tokens = self.tokenize(_bytes(prompt), add_bos=False, special=True)
+        tokens = self.tokenize(utf8(prompt), add_bos=False, special=True)
         bos = self.token_bos()
         if self._model.add_bos_token() and bos >= 0 and tokens[:1] != [bos]:
             tokens.insert(0, bos)
@@ -547,7 +381,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         n_best = settings.pop("logprobs", None)
         processors = _as_list(settings.pop("logits_processor", None))
         if bias := settings.pop("logit_bias", None):
-            processors.append(_Bias(bias))
+            processors.append(Bias(bias))
         max_tokens = settings.pop("max_tokens", None)
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; leave it out for no limit")
@@ -557,7 +391,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             seed = self._next_seed()
         chat = False
         if isinstance(prompt, str):
-            tokens = self.tokenize(_bytes(prompt), special=True)
+            tokens = self.tokenize(utf8(prompt), special=True)
         elif isinstance(prompt, (list, tuple)) and prompt and _are_ids(prompt):
             tokens = self._checked_tokens(cast("Sequence[int]", prompt))
         else:
@@ -586,12 +420,12 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         sampler = self._sampler_for(
             seed=seed, logits_processor=processors, keep_logits=n_best is not None, **settings
         )
-        pieces = _until_stop(
+        pieces = until_stop(
             self._pieces(stream, sequence, sampler, budget, constraint, n_best or 0), stop, stream
         )
         stream._sequence, stream._sampler = sequence, sampler
         if chat and not form:
-            pieces = _without_leading_space(pieces)
+            pieces = without_leading_space(pieces)
         stream._pieces = pieces
         return stream
 
@@ -621,7 +455,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             with self._sequences.using():
                 piece = self._piece(token)
             if kept is not None and stream.logprobs is not None:
-                stream.logprobs.append(_logprob(token, piece, kept, n_best))
+                stream.logprobs.append(log_prob(token, piece, kept, n_best))
             complete = constraint is not None and constraint.finished
             if stream._n_made < budget and not complete:
                 sequence.append(token, sampler)  # steps of other calls may take it along
@@ -649,7 +483,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         is what goes into messages before {"role": "tool", "tool_call_id", "content"} with its
         result.
         """
-        messages = _checked_messages(messages)
+        messages = checked_messages(messages)
         stream, text, calls = answer_with_tools(self, messages, tools, tool_choice, sampling)
         return Answer.of(text, stream, calls)
 
@@ -660,7 +494,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             response_format and a tool_choice that names a tool are held to as json_schema is in
             stream."""
             call = inspect.signature(super().create_chat_completion)
-            bound = call.bind(_checked_messages(messages), *arguments, **keywords)
+            bound = call.bind(checked_messages(messages), *arguments, **keywords)
             given = bound.arguments
             form = from_response_format(given.get("response_format"), *_tools(given))
             if form:
@@ -676,7 +510,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
                     if isinstance(message.get("content"), str):
                         message["content"] = message["content"].lstrip(" ")
                 return answer
-            return _chunks_without_leading_space(answer)
+            return chunks_without_leading_space(answer)
 
     def _constraint(self, form: Mapping[str, Any]) -> Constraint | None:
         if not form:
@@ -710,7 +544,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         otherwise."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ModelError("embeddings takes a list of texts, not one text")
-        tokens = [self.tokenize(_bytes(text)) for text in texts]
+        tokens = [self.tokenize(utf8(text)) for text in texts]
         if truncate:
             tokens = [some[: self._context] for some in tokens]
         out = [row for row in self._embedding_steps(tokens, normalize) if row is not None]
@@ -743,25 +577,6 @@ def _are_ids(items: Sequence[Any]) -> bool:
     return all(isinstance(item, int) for item in items)
 
 
-class _Bias:
-    """A logits processor: adds to the logits of tokens."""
-
-    def __init__(self, bias: Mapping[int, float]) -> None:
-        self._tokens, self._added = list(bias), np.array(list(bias.values()), np.float32)
-
-    def __call__(self, _: Any, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        logits[self._tokens] += self._added
-        return logits
-
-
-def _logprob(token: int, text: bytes, logits: npt.NDArray[np.float32], n_best: int) -> LogProb:
-    top = float(logits.max())
-    total = top + math.log(float(np.exp(logits - top, dtype=np.float64).sum()))
-    some = np.argpartition(-logits, n_best)[:n_best] if n_best < len(logits) else range(len(logits))
-    best = sorted(((int(i), float(logits[i]) - total) for i in some), key=lambda b: (-b[1], b[0]))
-    return LogProb(token, text, float(logits[token]) - total, best)
-
-
 def _tools(given: Mapping[str, Any]) -> tuple[Any, Any]:
     """tools and tool_choice of a chat completion, or what these were called earlier."""
     tools, choice = given.get("tools"), given.get("tool_choice")
@@ -770,50 +585,3 @@ def _tools(given: Mapping[str, Any]) -> tuple[Any, Any]:
     if isinstance(given.get("function_call"), Mapping):
         choice = {"type": "function", "function": given["function_call"]}
     return tools, choice
-
-
-def _until_stop(
-    pieces: Iterator[str], stop: Sequence[str], stream: Stream | None = None
-) -> Iterator[str]:
-    """Passes pieces on up to the first stop string, a text for each; holds back what may become
-    one."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = min((at for text in stop if (at := held.find(text)) >= 0), default=-1)
-        if found >= 0:
-            if stream is not None:
-                stream._stop(held[found:])
-            held = held[:found]
-            break
-        safe = len(held) - max((_overlap(held, text) for text in stop), default=0)
-        yield held[:safe]
-        held = held[safe:]
-    if held:
-        yield held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of text that begins stop."""
-    return next(n for n in range(min(len(text), len(stop)), -1, -1) if text.endswith(stop[:n]))
-
-
-def _without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
-    started = False
-    for piece in pieces:
-        if not started:
-            piece = piece.lstrip(" ")
-        started = started or bool(piece)
-        yield piece
-
-
-def _chunks_without_leading_space(chunks: Iterator[Any]) -> Iterator[Any]:
-    """Chunks of a chat completion, each with at most one choice."""
-    started = False
-    for chunk in chunks:
-        for choice in chunk["choices"]:
-            content = choice["delta"].get("content")
-            if isinstance(content, str) and not started:
-                choice["delta"]["content"] = content.lstrip(" ")
-                started = bool(choice["delta"]["content"])
-        yield chunk

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from .library import FOLDER
-from .sequences import Sequence, Sequences, common_prefix
+from .sequence_state import common_prefix
+from .sequences import Sequence, Sequences
 
 MIN = 64  # tokens that are worth a file, or reading one
 MAGIC = b"mobilellm prompt 1\n"

@@ -14,7 +14,8 @@ from ..errors import ModelError
 from .structured import json_rule
 
 if TYPE_CHECKING:
-    from .model import MobileLLM, Stream
+    from .answers import Stream
+    from .model import MobileLLM
 
 FORMS = {"json_schema", "regex", "lark", "grammar", "response_format"}
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ..engine.model import LogProb, Stream
+from ..engine.answers import LogProb, Stream
 from .answers import DONE, Answer, Parts, Whole, event, event_error
 from .errors import ApiError
 from .fields import ChatRequest
@@ -139,7 +139,7 @@ class _Choices:
             return None
         return {"content": [self._logprob(record) for record in new], "refusal": None}
 
-    def _logprob(self, record: LogProb) -> dict[str, Any]:
+    def log_prob(self, record: LogProb) -> dict[str, Any]:
         def said(token: int, logprob: float) -> dict[str, Any]:
             text = self._service.token_bytes(token)
             shown = text.decode("utf-8", "replace")

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ..engine.model import Stream
+from ..engine.answers import Stream
 from .answers import DONE, Answer, Parts, Whole, event, event_error
 from .errors import ApiError
 from .fields import MAX_TEXTS, CompletionRequest

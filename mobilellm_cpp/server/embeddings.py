@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.model import MobileLLM, Usage
+from ..engine.answers import Usage
+from ..engine.model import MobileLLM
 from .answers import Answer, Whole
 from .errors import ApiError
 from .fields import EmbeddingRequest

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..engine.model import LogProb, Stream
+from ..engine.answers import LogProb, Stream
 
 
 class Records:

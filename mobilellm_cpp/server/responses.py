@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ..engine.model import Stream
+from ..engine.answers import Stream
 from .answers import Answer, Parts, Whole, to_json
 from .errors import ApiError
 from .fields import ResponsesRequest

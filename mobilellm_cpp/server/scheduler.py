@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from ..engine.model import MobileLLM, Usage
+from ..engine.answers import Usage
+from ..engine.model import MobileLLM
 
 BURST = 0.05  # seconds that an answer goes on where the model computes one at a time
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import __version__
-from ..engine.model import MobileLLM, Stream
+from ..engine.answers import Stream
+from ..engine.model import MobileLLM
 from .errors import ApiError
 from .metrics import Metrics
 from .scheduler import Job, Scheduler, Work

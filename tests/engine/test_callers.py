@@ -18,7 +18,7 @@ from sessions import SHAPE
 
 from mobilellm_cpp import MobileLLM, ModelError, convert_checkpoint
 from mobilellm_cpp.cache import DEMO
-from mobilellm_cpp.engine.sequences import FEW
+from mobilellm_cpp.engine.sequence_state import FEW
 
 TEXT = "the quick brown fox jumps over a lazy dog and asks who bakes the bread here"
 WORDS = TEXT.split()

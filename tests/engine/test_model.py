@@ -16,10 +16,10 @@ from peer import greedy, run_on
 
 from mobilellm_cpp import CheckpointError, MobileLLM, ModelError, convert_checkpoint
 from mobilellm_cpp.engine import library, sequences
+from mobilellm_cpp.engine.answers import until_stop
 from mobilellm_cpp.engine.conversation import Conversation
 from mobilellm_cpp.engine.inherited import _COPY
 from mobilellm_cpp.engine.library import run_step
-from mobilellm_cpp.engine.model import _until_stop
 from mobilellm_cpp.engine.sampling import Sampler
 
 TEMPLATE = (
@@ -187,7 +187,7 @@ def test_a_token_outside_the_vocabulary_has_no_text(llm):
     ],
 )
 def test_stop_strings_across_pieces(pieces, stop, want):
-    assert "".join(_until_stop(iter(pieces), stop)) == want
+    assert "".join(until_stop(iter(pieces), stop)) == want
 
 
 def test_characters_of_several_tokens_come_whole(llm, monkeypatch):
