@@ -69,7 +69,7 @@ def generate(
     gives the same continuation with any number of threads.
     """
     if logprobs is not None and not as_json:
-        raise typer.BadParameter("log probabilities need --json", param_hint="logprobs")
+        raise typer.BadParameter("log probabilities need --json", param_hint="--logprobs")
     text = _prompt(prompt, file)
     from .common import load
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import ModelError
 from ..quant.weight_type import DEFAULT_TYPE
 from .common import Revision, Type, print_json, printable, progress_bar
 
@@ -33,10 +34,12 @@ def pull(
 
     Prints the path of the GGUF file.
     """
-    from ..cache import converted
+    from ..cache import cache_folder, converted
 
     with progress_bar() as progress:
         path = converted(model, type or DEFAULT_TYPE, revision=revision, progress=progress)
+    if path.parent != cache_folder():  # a temporary folder, and a warning has said why
+        raise ModelError(f"{model} was not kept")
     print(path)
 
 

@@ -67,6 +67,15 @@ def test_pull_and_list(place):
     one = found["tiny", "q8_0"]
     assert one["path"] == str(path) and one["size"] == path.stat().st_size and one["current"]
     assert one["source"] == str(place / "tiny") and abs(one["used"] - time.time()) < 300
+    (place / "file").write_text("")  # no folder for a cache
+    done = subprocess.run(
+        [MOBILELLM, "pull", "tiny"],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env={**os.environ, "MOBILELLM_CACHE": str(place / "file")},
+    )
+    assert done.returncode == 1 and done.stdout == "" and "was not kept" in done.stderr
     first, second = run(place, "models").splitlines()  # the last one used first
     assert re.fullmatch(rf"small-q4_0-\w+ +[\d.]+ KiB +\d+ (s|min)  {place}/small", first)
     assert second.startswith(path.stem)
