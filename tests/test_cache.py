@@ -48,7 +48,7 @@ def place():
 @pytest.fixture
 def kept(place, monkeypatch):
     monkeypatch.setenv("MOBILELLM_CACHE", str(place / "cache"))
-    monkeypatch.setattr(cache, "log", None)  # nothing to warn of
+    monkeypatch.setattr(cache.log, "warning", None)  # nothing to warn of
     return place / "cache"
 
 
