@@ -139,7 +139,7 @@ class _Choices:
             return None
         return {"content": [self._logprob(record) for record in new], "refusal": None}
 
-    def log_prob(self, record: LogProb) -> dict[str, Any]:
+    def _logprob(self, record: LogProb) -> dict[str, Any]:
         def said(token: int, logprob: float) -> dict[str, Any]:
             text = self._service.token_bytes(token)
             shown = text.decode("utf-8", "replace")
