@@ -29,7 +29,7 @@ def transformers_model(checkpoint: Path) -> transformers.PreTrainedModel:
     in `logits`: the published class is remote code."""
     fields = json.loads((checkpoint / "config.json").read_text())
     tied = fields.pop("share_embedding", False) or fields["tie_word_embeddings"]
-    is_llama4 = fields["architectures"] != ["MobileLLMForCausalLM"]
+    is_llama4 = "layer_types" in fields
     for name in ("architectures", "model_type", "rope_scaling", "layer_sharing"):
         fields.pop(name, None)
     fields["tie_word_embeddings"] = tied
