@@ -21,7 +21,7 @@ from fuzz import (
     strange,
     verify_draw,
 )
-from fuzz.seeds import ADAPTERS, CHECKPOINTS, FILES, STATES, VERIFIED
+from fuzz.seeds import ADAPTERS, CHECKPOINTS, FILES, MERGED, STATES, VERIFIED
 from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 
 Case = dict[str, Any]
@@ -54,7 +54,7 @@ def draw_case(kind: str, seed: int, number: int, seeds: Path) -> Case:
             case["settings"] = {field: strange.json_value(rng, value)}
         case["edits"] = checkpoint_draw.draw(rng, seed_input(kind, seeds, name))
     elif kind == "verify":
-        name = rng.choice(list(VERIFIED))
+        name = rng.choice([*VERIFIED, *MERGED])
         edits, harmless = verify_draw.draw(rng, seed_input(kind, seeds, name))
         case = {"edits": edits, "harmless": harmless}
     elif kind == "adapter":

@@ -143,6 +143,8 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Those that `verify` is shown together with their checkpoint.
 VERIFIED = FILES | {"lattice-4-exact": ("lattice-4", dict(type="exact"))}
+# Those that have an adapter merged into them.
+MERGED = {"merged-q8_0": ("lora-shared", "q8_0"), "merged-q4_0": ("lora-bin", "q4_0")}
 
 
 def make_seeds(folder: Path) -> None:
@@ -157,6 +159,10 @@ def make_seeds(folder: Path) -> None:
         make_adapter(folder / "adapter" / name, **options)
         base = folder / "checkpoint" / source
         convert_adapter(folder / "adapter" / name, folder / "lora" / name, base=base)
+    for name, (adapter, kind) in MERGED.items():
+        base = folder / "checkpoint" / ADAPTERS[adapter][2]
+        way = {"type": kind, "adapter": folder / "adapter" / adapter}
+        convert_checkpoint(base, folder / "gguf" / name, **way)
     for name in STATES:
         with MobileLLM(folder / "gguf" / name, n_ctx=64, n_threads=1) as llm:
             llm.eval(STATE_TOKENS)

@@ -27,7 +27,7 @@ import torch  # noqa: F401  # before anybody watches: its CUDA build runs ldconf
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # where `fuzz` is
 
 from fuzz.cases import Case, write_case  # noqa: E402
-from fuzz.seeds import ADAPTERS, STATE_TOKENS, VERIFIED  # noqa: E402
+from fuzz.seeds import ADAPTERS, MERGED, STATE_TOKENS, VERIFIED  # noqa: E402
 from mobilellm_cpp.convert import (  # noqa: E402
     convert_adapter,
     convert_checkpoint,
@@ -167,12 +167,18 @@ def checkpoint_case(case: Case, folder: Path, out: Path) -> tuple[bool, str | No
 def verify_case(seeds: Path, case: Case, path: Path, out: Path) -> tuple[bool, str | None]:
     """Whether the parser of the file was passed, and the first thing that `verify` says against
     it. What is harmless must have nothing against it, and all else something."""
-    source, _ = VERIFIED[case["input"]]
+    adapter = None
+    if case["input"] in MERGED:
+        name = MERGED[case["input"]][0]
+        adapter, source = seeds / "adapter" / name, ADAPTERS[name][2]
+    else:
+        source, _ = VERIFIED[case["input"]]
     passed, refusal = False, None
     try:
         with open_gguf(path):
             passed = True
-        failures = verify(path, seeds / "checkpoint" / source, n_threads=1).failures
+        base = seeds / "checkpoint" / source
+        failures = verify(path, base, adapter=adapter, n_threads=1).failures
         refusal = failures[0] if failures else None
     except (CheckpointError, ModelError) as error:
         refusal = check_sentence(error)
