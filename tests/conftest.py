@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests use."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for `import checkpoints`, `import stock`
 os.environ.pop("MOBILELLM_KERNELS", None)  # read once a process
 os.environ["MOBILELLM_CONFIG"] = os.devnull  # defaults of whoever runs the tests
+# a shell's background job ignores Ctrl-C, and so would every program that the tests start and stop
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

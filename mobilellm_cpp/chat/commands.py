@@ -125,7 +125,7 @@ def _load(talk: Talk, text: str, say: Say) -> None:
 def go_on(talk: Talk, path: Path, say: Say) -> None:
     """Goes on with a conversation that is kept, and says where it stands."""
     saved = talk.resume(path)
-    say(f"going on with: {saved.title}")
+    say(f"continuing: {saved.title}")
     if saved.turns:
         question, answer = (turn["content"] for turn in saved.turns[-2:])
         say(f"> {visible(question)}\n{visible(answer)}")
