@@ -149,7 +149,7 @@ REFUSALS: list[tuple[dict[str, Any], Any, str]] = [
     (
         {},
         rename("model.layers.0.self_attn.q_proj", "model.embed_tokens"),
-        "model.embed_tokens, and",
+        "model.embed_tokens, a matrix that the graph cannot adapt",
     ),
     ({}, rename("q_proj.lora_A.weight", "q_proj.lora_embedding_A"), "adapts the embedding"),
     ({}, rename("q_proj.lora_A.weight", "q_proj.lora_magnitude_vector"), "is a part of DoRA"),
