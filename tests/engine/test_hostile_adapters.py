@@ -98,8 +98,8 @@ def bad_adapters(folder):
     )
     yield adapter("no-architecture", "architecture ''", architecture=None)
     yield adapter("number-architecture", "not a text", architecture=7)
-    yield adapter("model", "is not one", general_type="model")
-    yield adapter("control", "is not one", adapter_type="control_vector")
+    yield adapter("model", "is another kind of GGUF file", general_type="model")
+    yield adapter("control", "is another kind of GGUF file", adapter_type="control_vector")
     yield adapter(
         "block",
         "changes 'blk.5.attn_q.weight', which this model does not have",
