@@ -315,7 +315,9 @@ class Sequences:
 
     def _check_causal(self, state: State) -> None:
         if not self._causal and state.done > 0:
-            raise ModelError("the model cannot be run further: it is not causal, an encoder for embeddings")
+            raise ModelError(
+                "the model cannot be run further: it is not causal, an encoder for embeddings"
+            )
         if not self._causal and len(state.tokens) > self.n_ubatch:
             raise ModelError(
                 f"the model cannot be run: it is not causal, and {len(state.tokens)} tokens do not "
