@@ -27,3 +27,7 @@ class CheckpointError(MobileLLMError):
 
 class ModelError(MobileLLMError):
     """A GGUF file or an engine call that cannot be carried out."""
+
+
+class ContextError(ModelError):
+    """More tokens than the context holds."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 
 from typing_extensions import Unpack
 
-from ..errors import ModelError
+from ..errors import ContextError
 from .answers import Stream
 from .messages import Message
 from .model import MobileLLM
@@ -111,7 +111,7 @@ class Conversation:
         turns = turns[2 * first :]
         n = self._size(turns)
         if n + room > n_ctx:
-            raise ModelError(
+            raise ContextError(
                 f"this message makes a prompt of {n} tokens; with {room} kept for the answer, "
                 f"the context holds {n_ctx}"
             )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ModelError
+from ..errors import ContextError, ModelError
 from .library import llama_cpp
 from .llama_base import LlamaBase
 from .sampling import Logits, Sampler
@@ -116,7 +116,9 @@ class InheritedCalls(LlamaBase):
         tokens = self._checked_tokens(tokens)
         start = self.n_tokens
         if start + len(tokens) > self._context:
-            raise ModelError(f"{start + len(tokens)} tokens, but the context holds {self._context}")
+            raise ContextError(
+                f"{start + len(tokens)} tokens, but the context holds {self._context}"
+            )
         if not tokens:
             return
         if self._own is None:
@@ -253,7 +255,7 @@ class InheritedCalls(LlamaBase):
         """Takes back what save_state gave. Raises ModelError where it is not of this model."""
         tokens = self._checked_tokens(state.input_ids[: state.n_tokens].tolist())
         if len(tokens) > self._context:
-            raise ModelError(f"{len(tokens)} tokens, but the context holds {self._context}")
+            raise ContextError(f"{len(tokens)} tokens, but the context holds {self._context}")
         self.reset()
         if tokens:
             own = TokenSequence(self._sequences)
@@ -317,7 +319,7 @@ class InheritedCalls(LlamaBase):
 
     def _check_length(self, tokens: Sequence[int]) -> None:
         if not tokens or len(tokens) > self._context:
-            raise ModelError(
+            raise ContextError(
                 f"{len(tokens)} tokens were given, but the context holds 1 to {self._context}"
             )
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Unpack
 
-from ..errors import ModelError
+from ..errors import ContextError, ModelError
 from ..quant.weight_type import DEFAULT_TYPE, FileType
 from .adapters import Adapters, Lora
 from .aio import AsyncCalls
@@ -400,7 +400,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             stop += () if form else self._stop
         room = self.n_ctx() - len(tokens)
         if room < 1:
-            raise ModelError(
+            raise ContextError(
                 f"the prompt has {len(tokens)} tokens, but the context holds {self.n_ctx()}"
             )
         if not tokens:
@@ -557,7 +557,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         ends no text."""
         for number, tokens in enumerate(texts):
             if not 0 < len(tokens) <= self._context:
-                raise ModelError(
+                raise ContextError(
                     f"text {number} has {len(tokens)} tokens, but the context holds 1 to "
                     f"{self._context}"
                 )

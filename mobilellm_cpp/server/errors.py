@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ..errors import MobileLLMError
+from ..errors import ContextError, MobileLLMError
 from .scheduler import Busy
 
 RETRY = {"Retry-After": "1"}  # seconds
@@ -63,7 +63,7 @@ def as_api_error(error: Exception) -> ApiError:
         where = f"{param}: " if param else ""
         return ApiError(400, f"{where}{first['msg']}", param=param)
     if isinstance(error, MobileLLMError):
-        overflow = "and the context holds" in str(error)
+        overflow = isinstance(error, ContextError)
         return ApiError(400, str(error), code="context_length_exceeded" if overflow else None)
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
