@@ -59,14 +59,13 @@ def bare():
     return made / (time.perf_counter() - start)
 
 def stream():
-    llm.reset()
     pieces = llm.stream(text, max_tokens=made + 2, temperature=0.8, seed=1)
     next(pieces), next(pieces)
-    first = llm.n_tokens
+    first = pieces.usage["completion_tokens"]
     start = time.perf_counter()
     for _ in pieces:
         pass
-    return (llm.n_tokens - first) / (time.perf_counter() - start)
+    return (pieces.usage["completion_tokens"] - first) / (time.perf_counter() - start)
 
 bare(), stream()
 pairs = [(bare(), stream()) for _ in range(3)]
