@@ -70,7 +70,7 @@ def native() -> str:
     for name, flags in sorted(KNOWN.items(), key=lambda item: item[0].partition(".")[2]):
         ours, fused = (str(flag).lower() for flag in flags)
         stem = name.partition(".")[2]
-        lines.append(f'MOBILELLM_KEY("{stem}", {ours}, {fused})')
+        lines.append(f'{{ "{stem}", {ours}, {fused} }},')
     return "\n".join(lines) + "\n"
 
 

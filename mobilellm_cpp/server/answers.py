@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-class Answer(Response):
+class Answer(Response, ABC):
     """What an endpoint returns for work that takes a while. `end` is called once nothing more is
     wanted: the client has all, or is gone. It may take `seconds`."""
 
@@ -44,8 +45,8 @@ class Answer(Response):
             leaving.cancel()
             self._end()
 
-    async def _send(self, send: Send) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _send(self, send: Send) -> None: ...
 
     async def _fail(self, error: BaseException, send: Send) -> None:
         raise error

@@ -89,20 +89,14 @@ struct metadata {
 
 // A key that we do not know may change what the model computes: a later version wrote it.
 void check_keys(const metadata & meta) {
-    static const std::set<std::string_view> known = [] {
-        std::set<std::string_view> keys;
-#define MOBILELLM_KEY(name, ours, fused) \
-    if (ours) {                          \
-        keys.insert(name);               \
-    }
-#include "keys.inc"
-#undef MOBILELLM_KEY
-        return keys;
-    }();
     const std::string prefix = meta.arch + ".";
     for (int64_t id = 0; id < gguf_get_n_kv(meta.ctx); ++id) {
         const std::string_view key = gguf_get_key(meta.ctx, id);
-        if (key.substr(0, prefix.size()) == prefix && known.count(key.substr(prefix.size())) == 0) {
+        if (key.substr(0, prefix.size()) != prefix) {
+            continue;
+        }
+        const mobilellm_key * known = mobilellm_find_key(key.substr(prefix.size()));
+        if (!known || !known->ours) {
             refuse(std::string(key) + " is not a key that this version understands");
         }
     }
@@ -359,6 +353,14 @@ void check_tensors(const llama_model_loader & ml, const std::string & arch, bool
 }
 
 }  // namespace
+
+const mobilellm_key * mobilellm_find_key(std::string_view name) {
+    static constexpr mobilellm_key keys[] = {
+#include "keys.inc"
+    };
+    const auto * found = std::find_if(std::begin(keys), std::end(keys), [&](const auto & k) { return k.name == name; });
+    return found == std::end(keys) ? nullptr : found;
+}
 
 bool mobilellm_is_weight_type(ggml_type type) {
     switch (type) {

@@ -33,20 +33,14 @@ const fused_interface * fused_kernels() {
 // Whether the file says nothing of the model that the node does not compute: a key that nobody listed may change
 // the ordinary graph. What stands in arrays is compared below.
 bool knows_all_keys(const llama_model & model) {
-    static const std::set<std::string_view> known = [] {
-        std::set<std::string_view> keys;
-#define MOBILELLM_KEY(name, ours, fused) \
-    if (fused) {                         \
-        keys.insert(name);               \
-    }
-#include "keys.inc"
-#undef MOBILELLM_KEY
-        return keys;
-    }();
     const std::string prefix = std::string(llm_arch_name(model.arch)) + ".";
     return std::all_of(model.gguf_kv.begin(), model.gguf_kv.end(), [&](const auto & pair) {
         const std::string_view key = pair.first;
-        return key.substr(0, prefix.size()) != prefix || known.count(key.substr(prefix.size())) > 0;
+        if (key.substr(0, prefix.size()) != prefix) {
+            return true;
+        }
+        const mobilellm_key * known = mobilellm_find_key(key.substr(prefix.size()));
+        return known && known->fused;
     });
 }
 

@@ -9,6 +9,7 @@
 #include "models/models.h"
 
 #include <cstdio>
+#include <string_view>
 
 struct llama_model_mobilellm : public llama_model_base {
     explicit llama_model_mobilellm(const llama_model_params & params) : llama_model_base(params) {}
@@ -36,6 +37,17 @@ struct llama_model_mobilellm : public llama_model_base {
 // would abort, divide or loop on: for the architectures that the converter writes all of that, for others what none may
 // have. Writes the caller's overrides into the metadata, so that they are checked alike.
 void mobilellm_check_file(const llama_model_loader & ml, bool vocab_only);
+
+// A metadata key, without the architecture's name: whether a `mobilellm` file may hold it, and whether the fused step
+// computes what it says. convert/keys.py has the table.
+struct mobilellm_key {
+    std::string_view name;
+    bool             ours;
+    bool             fused;
+};
+
+// nullptr for a key that nobody listed.
+const mobilellm_key * mobilellm_find_key(std::string_view name);
 
 // Types that the CPU backend can multiply by and look up rows in.
 bool mobilellm_is_weight_type(ggml_type type);
