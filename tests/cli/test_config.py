@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from mobilellm_cpp import MobileLLM, convert_checkpoint
-from mobilellm_cpp.cache import DEMO
+from mobilellm_cpp import MobileLLM
 from mobilellm_cpp.cli import app
 from mobilellm_cpp.configuration import ConfigurationError, configuration_file, defaults
 
@@ -22,13 +21,6 @@ def config(tmp_path, monkeypatch):
     path = tmp_path / "config.toml"
     monkeypatch.setenv("MOBILELLM_CONFIG", str(path))
     return path.write_text
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "demo.gguf"
-    convert_checkpoint(DEMO, path, type="q8_0")
-    return path
 
 
 def run(*arguments, code=0):

@@ -10,25 +10,11 @@ import numpy as np
 import openai
 import pytest
 
-from mobilellm_cpp import MobileLLM, ModelError, convert_checkpoint
-from mobilellm_cpp.cache import DEMO
+from mobilellm_cpp import MobileLLM, ModelError
 
 MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
 LINES = ["Marta bakes bread", "", "who bakes the bread?", "ünïcödé 日本", "a " * 60]
 STDIN = "\n".join(LINES) + "\n"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("embed") / "demo.gguf"
-    convert_checkpoint(DEMO, path, type="q8_0")
-    return path
-
-
-@pytest.fixture(scope="module")
-def llm(model):
-    with MobileLLM(model, n_threads=1) as llm:
-        yield llm
 
 
 def embed(model, *arguments, stdin=STDIN, code=0):

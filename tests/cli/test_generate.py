@@ -13,8 +13,6 @@ import jsonschema
 import openai
 import pytest
 
-from mobilellm_cpp import MobileLLM, convert_checkpoint
-from mobilellm_cpp.cache import DEMO
 from mobilellm_cpp.engine.arguments import _SAMPLING
 from mobilellm_cpp.engine.sampling import Sampler
 from mobilellm_cpp.engine.sampling_types import SETTINGS, Sampling
@@ -27,19 +25,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 GBNF = 'root ::= ("yes" | "no") "!"\n'
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("generate") / "demo.gguf"
-    convert_checkpoint(DEMO, path, type="q8_0")
-    return path
-
-
-@pytest.fixture(scope="module")
-def llm(model):
-    with MobileLLM(model, n_threads=1) as llm:
-        yield llm
 
 
 def generate(model, *arguments, stdin="", code=0, **keywords):

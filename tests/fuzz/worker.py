@@ -117,13 +117,39 @@ def use_file(path: Path) -> str | None:
     return refusals[0] if refusals else None
 
 
-def gguf_case(case: Case, path: Path, out: Path) -> tuple[bool, str | None]:
-    """Whether the parser of the file was passed, and the refusal."""
+def is_gguf(path: Path) -> bool:
+    """Whether the parser of files is content."""
     try:
         with open_gguf(path):
-            passed = True
+            return True
     except ModelError:
-        passed = False
+        return False
+
+
+def check_folders(source: Path, before: list[str], out: Path, refusal: str | None) -> None:
+    """The input is as it was; in the output's folder is the output, or nothing after a refusal."""
+    if sorted(os.listdir(source)) != before:
+        raise Failure(f"the input's folder holds {sorted(os.listdir(source))}")
+    left = os.listdir(out.parent)
+    if left != ([] if refusal else [out.name]):
+        raise Failure(f"left in the output's folder: {left}")
+
+
+def compute(path: Path, lora: Path | None = None) -> None:
+    """What was converted computes numbers, or overflows."""
+    with MobileLLM(path, n_ctx=64, n_threads=1) as llm:
+        if lora is not None:
+            llm.set_lora([(lora, 1.0)])
+        try:
+            llm.logits([1, 5, 7])
+        except ModelError as error:
+            if "not numbers" not in str(error):  # weights may be large
+                raise
+
+
+def gguf_case(case: Case, path: Path, out: Path) -> tuple[bool, str | None]:
+    """Whether the parser of the file was passed, and the refusal."""
+    passed = is_gguf(path)
     return passed, use_file(path)
 
 
@@ -147,20 +173,10 @@ def checkpoint_case(case: Case, folder: Path, out: Path) -> tuple[bool, str | No
         refusal = None
     except CheckpointError as error:
         refusal = check_sentence(error)
-    if sorted(os.listdir(folder)) != before:
-        raise Failure(f"the checkpoint's folder holds {sorted(os.listdir(folder))}")
-    left = os.listdir(out.parent)
-    if left != ([] if refusal else [out.name]):
-        raise Failure(f"left in the output's folder: {left}")
+    check_folders(folder, before, out, refusal)
     if refusal is None:
         describe(out)
-        llm = MobileLLM(out, n_ctx=64, n_threads=1)
-        try:
-            llm.logits([1, 5, 7])
-        except ModelError as error:
-            if "not numbers" not in str(error):  # weights may be large
-                raise
-        llm.close()
+        compute(out)
     return passed, refusal
 
 
@@ -209,31 +225,17 @@ def adapter_case(seeds: Path, case: Case, folder: Path, out: Path) -> tuple[bool
         refusal = None
     except CheckpointError as error:
         refusal = check_sentence(error)
-    if sorted(os.listdir(folder)) != before:
-        raise Failure(f"the adapter's folder holds {sorted(os.listdir(folder))}")
-    left = os.listdir(out.parent)
-    if left != ([] if refusal else [out.name]):
-        raise Failure(f"left in the output's folder: {left}")
-    if refusal is None:
-        llm = MobileLLM(out if case["merge"] else seeds / "gguf" / file, n_ctx=64, n_threads=1)
-        if not case["merge"]:
-            llm.set_lora([(out, 1.0)])
-        try:
-            llm.logits([1, 5, 7])
-        except ModelError as error:
-            if "not numbers" not in str(error):  # weights may be large
-                raise
-        llm.close()
+    check_folders(folder, before, out, refusal)
+    if refusal is None and case["merge"]:
+        compute(out)
+    elif refusal is None:
+        compute(seeds / "gguf" / file, lora=out)
     return passed, refusal
 
 
 def lora_case(seeds: Path, case: Case, path: Path, out: Path) -> tuple[bool, str | None]:
     """Whether the parser of the adapter file was passed, and the refusal."""
-    try:
-        with open_gguf(path):
-            passed = True
-    except ModelError:
-        passed = False
+    passed = is_gguf(path)
     _, base, _ = ADAPTERS[case["input"]]
     refusal = None
     with MobileLLM(seeds / "gguf" / base, n_ctx=64, n_threads=1) as llm:
