@@ -283,7 +283,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
     def _prompt_cache(self) -> Any:
         """The PromptCache, where there is one and it is of use now."""
         known = self._prompts is not None and not self._adapters.in_use
-        return self._prompts if known and not self._sequences.window else None
+        return self._prompts if known and not self._sequences.places.window else None
 
     @property
     def n_slots(self) -> int:

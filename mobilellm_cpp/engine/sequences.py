@@ -24,16 +24,13 @@ import numpy.typing as npt
 
 from ..errors import ModelError
 from .cancelling import check_cancelled
-from .library import Step, llama_cpp, not_computed, run_step
+from .library import Step, not_computed, run_step
+from .places import IDLE, Places
 from .sequence_state import FEW, Rows, State, Wanted, common_prefix
-from .states import put_state
 
 FEW_IN_ALL = 64  # of all sequences
 QUICK, LONG = 0.06, 0.15  # seconds that a step of a prompt takes, while others wait and alone
 LEAST = 32  # tokens of such a step
-TURN = 32  # steps that a sequence may make before it loses its place to another one that waits
-PATIENCE = 0.05  # seconds after which the caller who has waited longest gets a place in any case
-IDLE = 0.002  # seconds after its last step in which a sequence keeps its place
 
 
 class Sequence:
@@ -57,7 +54,7 @@ class Sequence:
         with self.owner.lock:
             state = self.state
             keep = min(common_prefix(state.tokens, tokens), len(tokens) - 1)
-            state.cut(keep if self.owner.can_cut(state, keep) else 0)
+            state.cut(keep if self.owner.places.can_cut(state, keep) else 0)
             added = tokens[len(state.tokens) :]
             state.add(added, self.owner.as_many(len(added)))
 
@@ -115,19 +112,19 @@ class Sequence:
             state = self.state
             if state.slot is None:
                 return bytes(state.parked or b""), state.done if state.parked else 0
-            self.owner.place(state)  # what was cut goes
-            return bytes(self.owner.copied(state)), state.done
+            self.owner.places.place(state)  # what was cut goes
+            return bytes(self.owner.places.copied(state)), state.done
 
     def restore(self, tokens: list[int], data: bytes) -> None:
         """Takes back what copy() gave."""
         with self.owner.lock:
             self.owner.check_open()
-            self.owner.drop(self.state)
+            self.owner.places.drop(self.state)
             self.state.cut(0)
             self.state.add(list(tokens), many=False)
             self.state.parked = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
             self.state.done = len(tokens)
-            self.owner.place(self.state)
+            self.owner.places.place(self.state)
 
 
 class Sequences:
@@ -140,26 +137,23 @@ class Sequences:
         self.lock = threading.Lock()
         self.context = context
         self.n_ubatch = n_ubatch
-        self.fused: bool | None = None  # whether steps are computed in one node, once it is known
-        self._n_vocab = n_vocab
-        self.window = window
-        self._memory = llama_cpp.llama_get_memory(context)
-        self._causal = causal and bool(self._memory)  # encoders have no cache
+        self.places = Places(context, n_slots, n_ubatch, window, causal)
         self._n_slots = n_slots
-        # those that are free; where there are several, 0 is left to who calls llama.h directly
-        self._slots = list(range(1, n_slots + 1)) if n_slots > 1 else [0]
-        self._placed: dict[int, State] = {}
-        self._waiting: dict[int, State] = {}  # for whom callers wait
+        self._n_vocab = n_vocab
         self._was_many = False
         self._last_members: list[State] = []  # of the last step, and how long it took
         self._last_seconds = 0.0
         self._rate = 2000.0  # tokens/s of the last step of many
-        self._changes = 0
         self._step = Step(n_ubatch)
         self._closed = False
         self._users = threading.Condition()
         self._n_users = 0
         _all.add(self)
+
+    @property
+    def fused(self) -> bool | None:
+        """Whether steps are computed in one node, once it is known."""
+        return self.places.fused
 
     def open(self, tokens: list[int]) -> Sequence:
         """A new sequence; tokens are its prompt."""
@@ -171,7 +165,9 @@ class Sequences:
         """How many tokens of a prompt other sequences have in the cache."""
         many = self.as_many(len(tokens))
         with self.lock:
-            placed = [each for each in self._placed.values() if each.changes == self._changes]
+            placed = [
+                each for each in self.places.placed.values() if each.changes == self.places.changes
+            ]
             return max((each.same(tokens, many) for each in placed), default=0)
 
     def preload(self, tokens: list[int], data: bytes) -> None:
@@ -184,9 +180,9 @@ class Sequences:
             if self.fused is None:
                 self._probe()
             state.parked = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-            state.done, state.changes = len(tokens), self._changes
-            if self._slots or any(not each.live for each in self._placed.values()):
-                self.place(state)
+            state.done, state.changes = len(tokens), self.places.changes
+            if self.places.free or any(not each.live for each in self.places.placed.values()):
+                self.places.place(state)
             state.live = False
 
     def states(
@@ -216,7 +212,7 @@ class Sequences:
                 if self.fused is None:
                     self._probe()
                 for state in states if self.fused else []:
-                    self.place(state)
+                    self.places.place(state)
             for state in states:
                 for _ in self._steps(state):
                     yield None
@@ -237,7 +233,7 @@ class Sequences:
             self._closed = True
             self._users.wait_for(lambda: self._n_users == 0)
         with self.lock:
-            self._placed.clear()
+            self.places.placed.clear()
 
     @contextmanager
     def using(self) -> Iterator[None]:
@@ -257,16 +253,16 @@ class Sequences:
         with self.lock:
             self.check_open()
             work()
-            for state in list(self._placed.values()):
-                self.drop(state)
-            self._changes += 1
-            self.fused = None
+            for state in list(self.places.placed.values()):
+                self.places.drop(state)
+            self.places.changes += 1
+            self.places.fused = None
 
     def nobody_waits(self) -> None:
         """The other threads are gone."""
         self._n_users = 0
-        self._waiting.clear()
-        for state in self._placed.values():
+        self.places.waiting.clear()
+        for state in self.places.placed.values():
             state.waits = False
 
     def check_open(self) -> None:
@@ -285,7 +281,7 @@ class Sequences:
         self._check_causal(state)
         state.thread = threading.get_ident()
         state.waits, state.since = True, time.monotonic()
-        self._waiting[id(state)] = state
+        self.places.waiting[id(state)] = state
         try:
             while state.pending():
                 check_cancelled()
@@ -300,7 +296,7 @@ class Sequences:
                 yield
         finally:
             state.waits = False
-            self._waiting.pop(id(state), None)
+            self.places.waiting.pop(id(state), None)
 
     def step(self, state: State) -> None:
         """One step, of the sequence or of those that it would keep waiting."""
@@ -314,11 +310,11 @@ class Sequences:
             time.sleep(IDLE / 4)
 
     def _check_causal(self, state: State) -> None:
-        if not self._causal and state.done > 0:
+        if not self.places.causal and state.done > 0:
             raise ModelError(
                 "the model cannot be run further: it is not causal, an encoder for embeddings"
             )
-        if not self._causal and len(state.tokens) > self.n_ubatch:
+        if not self.places.causal and len(state.tokens) > self.n_ubatch:
             raise ModelError(
                 f"the model cannot be run: it is not causal, and {len(state.tokens)} tokens do not "
                 f"fit into one step of n_ubatch {self.n_ubatch}"
@@ -339,7 +335,7 @@ class Sequences:
         place in the cache that it may take now."""
         if self.fused is None:
             self._probe()
-        if not self.place(first):
+        if not self.places.place(first):
             return False
         _, _, many = first.run()
         others = self._others(first) if self.fused else []
@@ -348,29 +344,29 @@ class Sequences:
             return self._compute(first, few, many)
         if few and self._was_many and self._compute(few[0], few[1:], many=False):
             return True
-        if not self.place(first):  # which may have lost it to them
+        if not self.places.place(first):  # which may have lost it to them
             return False
         return self._compute(first, [s for s in others if s.run()[2] and s.waits], many)
 
     def _probe(self) -> None:
         """Computes a token to see how this model runs, with what is set at the moment."""
-        for state in list(self._placed.values()):
-            self.drop(state)
-        slot = self._slots[-1]
+        for state in list(self.places.placed.values()):
+            self.places.drop(state)
+        slot = self.places.free[-1]
         self._step.clear(states=False)
         self._step.add(0, 0, slot)
         result = run_step(self.context, self._step)
-        self._remove(slot, 0)
+        self.places.remove(slot, 0)
         if result != 0:
             raise not_computed(result)
-        self.fused = self._step.fused
+        self.places.fused = self._step.fused
 
     def _others(self, first: State) -> list[State]:
         """Sequences with a place that can go on."""
         states = (first.rows or _none).states
         return [
             state
-            for state in self._placed.values()
+            for state in self.places.placed.values()
             if state is not first
             and state.live
             and state.pending()
@@ -395,15 +391,15 @@ class Sequences:
                 return True
             if result == 2:  # somebody else has changed the cache
                 for state, _, _ in members:
-                    if self._last_position(state) != state.done - 1:
-                        self.drop(state)
+                    if self.places.last_position(state) != state.done - 1:
+                        self.places.drop(state)
                 along = []
-                if not self.place(first):
+                if not self.places.place(first):
                     return False
             elif result == 1:
-                if self._make_room(first, keep=[first, *along]):
+                if self.places.make_room(first, keep=[first, *along]):
                     continue
-                if not along and len(self._placed) > 1:
+                if not along and len(self.places.placed) > 1:
                     return False
                 if not along:
                     raise ModelError("the context is full")
@@ -438,7 +434,7 @@ class Sequences:
         recent = time.monotonic() - 25 * IDLE
         return bool(self.fused) and any(
             state is not first and state.live and (state.pending() or state.last > recent)
-            for state in self._placed.values()
+            for state in self.places.placed.values()
         )
 
     def _piece(self, state: State, many: bool, room: int) -> int:
@@ -485,138 +481,6 @@ class Sequences:
                 state.logits = logits
                 at += 1
             state.done = end  # last: from now on its caller may look at what was made
-
-    # Places in the cache
-
-    def place(self, state: State) -> bool:
-        """Sees to it that a sequence has a place with its done tokens. False: not now."""
-        if state.slot is not None:
-            if state.trim:
-                self._remove(state.slot, state.done)
-                state.trim = False
-            return True
-        if state.changes != self._changes:
-            state.changes, state.parked, state.done = self._changes, None, 0
-        if not self.fused and self._placed and not self._leave_alone(state):
-            return False
-        if state.parked is None and state.done == 0 and self._start_from_another(state):
-            return True
-        if not self._slots and not self._make_room(state, keep=[state]):
-            return False
-        slot = self._slots.pop()
-        self._give_slot(state, slot)
-        while state.parked is not None:
-            if put_state(self.context, state.parked, slot):
-                state.parked = None
-                self._remove(slot, state.done)
-            elif not self._make_room(state, keep=[state]):
-                state.parked, state.done = None, 0  # computed again
-        return True
-
-    def _leave_alone(self, state: State) -> bool:
-        """Where sequences have the cache one at a time: takes it from the one that has it, unless
-        that is of use to the new one."""
-        for other in list(self._placed.values()):
-            if other.live and not self._may_go(other, state):
-                return False
-            if other.live or not self._shared(other, state):
-                self._take_place(other)
-        return True
-
-    def _start_from_another(self, state: State) -> bool:
-        """Gives a new sequence the beginning that another one has computed in the same way."""
-        best = max(self._placed.values(), key=lambda s: self._shared(s, state), default=None)
-        shared = self._shared(best, state) if best else 0
-        if best is None or shared == 0 or not self.can_cut(best, shared):
-            return False
-        if not best.live:
-            slot = best.slot
-            del self._placed[slot]
-            best.slot, best.done = None, 0
-            self._remove(slot, shared)
-        elif self.fused and (self._slots or self._make_room(state, keep=[state, best])):
-            slot = self._slots.pop()
-            llama_cpp.llama_memory_seq_cp(self._memory, best.slot, slot, 0, shared)
-        else:
-            return False
-        state.done = state.found = shared
-        self._give_slot(state, slot)
-        return True
-
-    def _shared(self, other: State, state: State) -> int:
-        """How many tokens a new sequence may take over from another one: the rest must be computed
-        in the way in which it would be, were nothing there."""
-        many = state.runs[0][1]
-        first = state.runs[0][0]
-        if state.rows is not None or not self._causal:
-            return 0  # something is wanted of each
-        n = other.same(state.tokens[:first], many)
-        if not self.fused:  # whole pieces
-            return min(n, first - 1) // self.n_ubatch * self.n_ubatch
-        n = min(n, first - FEW - 1 if many else first - 1)
-        return n if n > FEW or not many else 0
-
-    def _make_room(self, state: State, keep: list[State]) -> bool:
-        """Takes the place of the sequence that is least likely to need it."""
-        others = [s for s in self._placed.values() if all(s is not k for k in keep)]
-        others = [s for s in others if not s.live or self._may_go(s, state)]
-        if not others:
-            return False
-        self._take_place(min(others, key=lambda s: (s.live, s.waits, s.last)))
-        return True
-
-    def _may_go(self, other: State, state: State) -> bool:
-        now = time.monotonic()
-        if other.thread == state.thread or other.turn >= TURN:
-            return True
-        if not other.waits and now - other.last > IDLE:
-            return True
-        first = min(list(self._waiting.values()), key=lambda s: s.since, default=state)
-        return first is state and now - state.since > PATIENCE
-
-    def _take_place(self, state: State) -> None:
-        if state.live and state.done > 0 and self._last_position(state) == state.done - 1:
-            state.parked = self.copied(state)
-            done = state.done
-            self.drop(state)
-            state.done = done
-        else:
-            self.drop(state)
-
-    def drop(self, state: State) -> None:
-        """The sequence has nothing in the cache any more."""
-        if state.slot is not None:
-            self._remove(state.slot, 0)
-            del self._placed[state.slot]
-            self._slots.append(state.slot)
-        state.slot, state.done = None, 0
-
-    def copied(self, state: State) -> Any:
-        """K and V of a placed sequence."""
-        size = llama_cpp.llama_state_seq_get_size(self.context, state.slot)
-        data = (ctypes.c_uint8 * size)()
-        n = llama_cpp.llama_state_seq_get_data(self.context, data, size, state.slot)
-        if n == 0 or n > size:
-            raise ModelError("the state of a sequence cannot be copied")
-        return data
-
-    def can_cut(self, state: State, length: int) -> bool:
-        """Whether a sequence can go on after its first tokens: sliding layers may have dropped some
-        that the next one would see."""
-        if not self.window or length == 0 or length >= state.done or state.slot is None:
-            return not (self.window and state.parked is not None and length < state.done)
-        first = llama_cpp.llama_memory_seq_pos_min(self._memory, state.slot)
-        return bool(first <= max(0, length - self.window + 1))
-
-    def _give_slot(self, state: State, slot: int) -> None:
-        state.slot, state.turn, state.trim = slot, 0, False
-        self._placed[slot] = state
-
-    def _remove(self, slot: int, start: int) -> None:
-        llama_cpp.llama_memory_seq_rm(self._memory, slot, start, -1)
-
-    def _last_position(self, state: State) -> int:
-        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, state.slot))
 
 
 class _NoRows:

@@ -169,8 +169,8 @@ def test_a_reused_prefix_gives_what_a_fresh_context_gives(pro, kept):
 def test_a_prefix_is_reused_only_while_its_window_is_there(pro):
     llm = small(pro)
     llm.eval(tokens_of(4, 600))
-    assert not llm._sequences.can_cut(llm._own.state, 20)
-    assert llm._sequences.can_cut(llm._own.state, 590)
+    assert not llm._sequences.places.can_cut(llm._own.state, 20)
+    assert llm._sequences.places.can_cut(llm._own.state, 590)
 
 
 def test_state_is_saved_and_restored(pro):

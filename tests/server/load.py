@@ -132,7 +132,7 @@ def run(llm: MobileLLM, requests: int, connections: int) -> tuple[Counter, int]:
         ends += asyncio.run(load(server.url, expected, requests - requests // 2, connections))
         assert server.idle(), "work is left"
         grown = resident() - before
-        live = [state for state in llm._sequences._placed.values() if state.live]
+        live = [state for state in llm._sequences.places.placed.values() if state.live]
         assert live == [], "places are not given back"
     return ends, grown
 
