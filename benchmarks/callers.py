@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from versus_stock import Bench, output, python
+from builds import Bench, output, python
 
 STREAMS = """
 import json, sys, threading, time

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from versus_stock import ROOT, Bench, decoded_bytes
+from builds import ROOT, Bench, decoded_bytes
 
 from mobilellm_cpp import convert_checkpoint
 from mobilellm_cpp.engine.library import llama_cpp

@@ -26,7 +26,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from versus_stock import Bench
+from builds import Bench
 
 CLIENTS, MADE = 8, 224  # the loop has a context of 2048 tokens
 LONG = list(range(5, 2005))  # a prompt of token ids
