@@ -15,6 +15,7 @@ import contextlib
 import os
 import secrets
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +29,8 @@ from mobilellm_cpp.errors import CheckpointError
 
 from ..quant.types import TensorType
 
-try:
+if sys.platform != "win32":  # where nothing is written: _check_system
     import fcntl
-except ImportError:  # Windows, where an open file cannot be removed in the first place
-    fcntl = None  # type: ignore[assignment]
 
 
 class OutputError(CheckpointError):
@@ -116,6 +115,7 @@ class GGUFFile:
         tensors: Iterable[tuple[str, tuple[int, ...], TensorType]],
     ) -> None:
         """`tensors`: name, shape with rows first, and type."""
+        _check_system(path)
         self.path = path
         self.sizes: dict[str, int] = {}
         self._offsets: dict[str, int] = {}
@@ -197,12 +197,21 @@ class GGUFFile:
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that cannot be a file of its own."""
+    _check_system(path)
     if not path.parent.is_dir():
         raise OutputError(f"{path} cannot be written: {path.parent} is not a folder.")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} cannot be written: it exists and is not an ordinary file.")
     if path.exists() and any(path.samefile(file) for file in inputs):
         raise OutputError(f"{path} cannot be written: it is a file of the checkpoint.")
+
+
+def _check_system(path: Path) -> None:
+    if sys.platform == "win32":  # no pwrite, no flock, and a file in use cannot be renamed
+        raise OutputError(
+            f"{path} cannot be written: GGUF files are not written on Windows; convert in WSL, or "
+            "on Linux or macOS."
+        )
 
 
 def _padded(size: int) -> int:
@@ -244,8 +253,6 @@ def _temporaries(path: Path) -> Iterator[Path]:
 
 def _lock(file: int) -> bool:
     """Lock the file; false if another process holds the lock."""
-    if fcntl is None:
-        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -137,6 +137,13 @@ def test_impossible_outputs(tmp_path: Path) -> None:
     assert weights.read_bytes() == whole
 
 
+def test_windows_is_told(monkeypatch: pytest.MonkeyPatch, place: tuple[Path, Path]) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(CheckpointError, match="not written on Windows; convert in WSL"):
+        convert_checkpoint(*place)
+    assert place[1].read_bytes() == OLD
+
+
 def test_folder_without_permission(place: tuple[Path, Path]) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
