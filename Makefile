@@ -5,7 +5,7 @@
 # make fuzz     spoiled checkpoints and GGUF files and adapters, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
 # make test-arm ARM's kernels, cross-compiled, under qemu-user (Debian: g++-aarch64-linux-gnu and qemu-user)
 # make clients  programs of others over our package: LangChain, outlines, llm, ... (docs/clients.md)
-# make quant-model   trains what quantization is measured on (two hours on a core)
+# make quant-model   trains what quantization is measured on (two hours on a core; called again, it goes on)
 # make lint | stock | sanitize | clean
 
 PYTHON ?= python3

@@ -5,8 +5,8 @@
 Promises: the widths of MobileLLM-125M (576, 9 heads, 3 KV heads, FFN 1536) with three stored blocks
 and a vocabulary of 3,072, so that the embedding is 14 % of the weights; it trains for M minutes of
 the clock, the learning rate falling with it, and writes FOLDER in the hub's layout every few
-minutes and at the end. It is no good model, but rounding costs it what it costs a good one: its
-activations are real.
+minutes and at the end. Another call goes on from there (training.pt) until M minutes are spent in
+all. It is no good model, but rounding costs it what it costs a good one: its activations are real.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import sentencepiece as spm
 import torch
 import torch.nn.functional as F
 from model import Model, Shape, save
@@ -31,17 +32,42 @@ def factor(share: float) -> float:
     return min(1.0, share / 0.02) * max(0.02, 1 - share)
 
 
+def restore(state: Path, model: Model, tools: list[torch.optim.Optimizer]) -> tuple[int, float]:
+    """Put what an earlier call kept into model and tools; return its steps and seconds."""
+    kept = torch.load(state, weights_only=True)
+    model.load_state_dict(kept["model"])
+    for tool, its in zip(tools, kept["tools"], strict=True):
+        tool.load_state_dict(its)
+    return kept["step"], kept["spent"]
+
+
 def train(options: argparse.Namespace, tokenizer: Path) -> None:
     text = "\n".join(path.read_text() for path in options.texts)
-    lines = [line for line in text.splitlines() if line.strip()]
-    sp = train_tokenizer(lines[:: max(1, len(lines) // 100_000)], SHAPE.vocab, tokenizer)
-    tokens = torch.tensor(sp.encode(text))
+    torch.manual_seed(1)
     model = Model(SHAPE)
     tools = optimizers(model, options.lr, 0.1)
+    state = options.out / "training.pt"
+    step, spent = 0, 0.0
+    if state.exists():
+        tokenizer = options.out / "tokenizer.model"
+        sp = spm.SentencePieceProcessor(model_file=str(tokenizer))
+        step, spent = restore(state, model, tools)
+    else:
+        lines = [line for line in text.splitlines() if line.strip()]
+        sp = train_tokenizer(lines[:: max(1, len(lines) // 100_000)], SHAPE.vocab, tokenizer)
+    torch.manual_seed(1 + step)
+    tokens = torch.tensor(sp.encode(text))
     print(f"{len(tokens)} tokens, {sum(p.numel() for p in model.parameters())} weights", flush=True)
 
-    start = saved = time.time()
-    step = 0
+    def keep() -> None:
+        save(model, tokenizer, options.out)
+        parts = {"model": model.state_dict(), "tools": [tool.state_dict() for tool in tools]}
+        part = state.with_suffix(".part")
+        torch.save({**parts, "step": step, "spent": time.time() - start}, part)
+        part.replace(state)
+
+    saved = time.time()
+    start = saved - spent
     while (share := (time.time() - start) / 60 / options.minutes) < 1:
         for tool in tools:
             for group in tool.param_groups:
@@ -61,9 +87,9 @@ def train(options: argparse.Namespace, tokenizer: Path) -> None:
         if step % 20 == 0:
             print(f"step {step} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
         if time.time() - saved > SAVE_EVERY:
-            save(model, tokenizer, options.out)
+            keep()
             saved = time.time()
-    save(model, tokenizer, options.out)
+    keep()
 
 
 def main() -> None:
@@ -75,7 +101,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(1)
     with tempfile.TemporaryDirectory() as folder:
         train(options, Path(folder) / "tokenizer.model")
 
