@@ -1,4 +1,4 @@
-"""What people write for the type of the weights; apart from types.py, whose imports take time."""
+"""What people write for types of weights and of the KV cache; types.py takes time to import."""
 
 from typing import Literal, get_args
 
@@ -9,3 +9,5 @@ FileType = Literal[WeightType, Recipe]
 RECIPE_NAMES = get_args(Recipe)
 # Where nobody chose: of the command line and MobileLLM.from_checkpoint.
 DEFAULT_TYPE: FileType = "q4_0"
+# Of a KV cache: without a word q8_0 where blocks are shared, else f16 (engine/gguf_file.py).
+CacheType = Literal["f32", "f16", "q8_0", "q4_0"]

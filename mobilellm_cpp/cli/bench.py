@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Model, Type, print_json
+from .common import Cache, Model, Type, print_json
 
 if TYPE_CHECKING:
     from ..inspection.benchmark import Report, Spread
@@ -32,6 +32,7 @@ def bench(
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How often each figure is measured.")] = 5,
     type: Type = None,
+    cache_type: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the speed, start and memory of a model, and the limit of memory bandwidth."""
@@ -44,7 +45,8 @@ def bench(
     def say(what: str) -> None:
         print(f"{what} ...", file=sys.stderr)
 
-    report = benchmark(paths, threads or [default_threads()], repeat=repeat, progress=say)
+    counts = threads or [default_threads()]
+    report = benchmark(paths, counts, repeat=repeat, cache_type=cache_type, progress=say)
     if as_json:
         print_json(dataclasses.asdict(report))
     else:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ModelError
-from .common import Context, OptionalModel, Threads, Type, complain
+from .common import Cache, Context, OptionalModel, Threads, Type, complain
 from .sampling import takes_sampling
 
 
@@ -53,6 +53,7 @@ def chat(
     sampling: dict[str, Any],
     type: Type = None,
     ctx: Context = 0,
+    cache_type: Cache = None,
     threads: Threads = 0,
 ) -> None:
     """Chat with a model in the terminal, or ask it one question.
@@ -85,8 +86,9 @@ def chat(
         settings["temperature"] = 0.0  # what the demo model was made for
     if "json_schema" in settings:
         settings["schema"] = settings.pop("json_schema")
+    options: dict[str, Any] = {"n_ctx": ctx, "n_threads": threads, "cache_type": cache_type}
     talk = Talk(
-        lambda name: load(name, type if name == model else None, n_ctx=ctx, n_threads=threads),
+        lambda name: load(name, type if name == model else None, **options),
         model,
         system=system or "",
         settings=settings,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..quant.weight_type import DEFAULT_TYPE, FileType
+from ..quant.weight_type import DEFAULT_TYPE, CacheType, FileType
 
 
 def _kept_sources(incomplete: str) -> list[str]:
@@ -55,6 +55,14 @@ Context = Annotated[
         max=1 << 28,
         metavar="TOKENS",
         help="The context in tokens; 0: as the file says.",
+    ),
+]
+Cache = Annotated[
+    CacheType | None,
+    typer.Option(
+        "--cache-type",
+        help="The type of the KV cache; by default q8_0 for layer-shared models, else f16.",
+        show_default=False,
     ),
 ]
 Threads = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Context, OptionalModel, Threads, Type, print_json
+from .common import Cache, Context, OptionalModel, Threads, Type, print_json
 from .sampling import read_text, takes_sampling
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def generate(
     ] = False,
     type: Type = None,
     ctx: Context = 0,
+    cache_type: Cache = None,
     threads: Threads = 0,
 ) -> None:
     """Continue a text.
@@ -73,7 +74,7 @@ def generate(
     text = _prompt(prompt, file)
     from .common import load
 
-    llm = load(model, type, n_ctx=ctx, n_threads=threads)
+    llm = load(model, type, n_ctx=ctx, n_threads=threads, cache_type=cache_type)
     if keep:
         llm.use_prompt_cache()
     asked: Any = text

@@ -104,7 +104,7 @@ def _model(about: "Description") -> dict[str, str]:
         + ("head tied to the embedding" if about.tied_head else "untied head"),
         "tensor types": _types(about.tensor_types),
         "context": f"{about.context} tokens",
-        "KV cache": f"{about.kv_bytes_per_token:,} bytes a token in f16, "
+        "KV cache": f"{about.kv_bytes_per_token:,} bytes a token in {about.kv_type}, "
         f"{about.kv_bytes / 2**20:.1f} MiB for the whole context",
         "chat template": "yes" if about.chat_template else "no",
     }

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ModelError
-from .common import Context, OptionalModel, Threads, Type
+from .common import Cache, Context, OptionalModel, Threads, Type
 
 
 def serve(
@@ -43,6 +43,7 @@ def serve(
     ] = 600,
     type: Type = None,
     ctx: Context = 0,
+    cache_type: Cache = None,
     threads: Threads = 0,
 ) -> None:
     """Serve a model over HTTP: the APIs of OpenAI and of Ollama, and a page to chat on."""
@@ -65,7 +66,7 @@ def serve(
     from .common import load
 
     bound = bind(host, port)
-    llm = load(model, type, n_ctx=ctx, n_threads=threads)
+    llm = load(model, type, n_ctx=ctx, n_threads=threads, cache_type=cache_type)
     app = create_app(
         llm,
         name or (Path(model).name.removesuffix(".gguf") if model else "mobilellm-demo"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
+from ..quant.weight_type import CacheType
 from .sampling_types import SETTINGS, Setting
 
 Check = Callable[[str, Any], Any]  # name and value to the value as plain Python
@@ -36,6 +37,7 @@ CACHE_TYPES = {
     20: "GGML_TYPE_IQ4_NL",
 }
 FLOAT_CACHES = (0, 1, 30)
+CACHE_NAMES: dict[CacheType, int] = {"f32": 0, "f16": 1, "q8_0": 8, "q4_0": 2}  # of cache_type
 
 
 def shown(value: Any) -> str:
@@ -146,6 +148,15 @@ def _choice(names: Mapping[int, str], what: str) -> Check:
     return check
 
 
+def _name_of(names: Mapping[Any, Any]) -> Check:
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in names:
+            raise ModelError(f"{name} is {shown(value)}, not one of {', '.join(names)}")
+        return value
+
+    return check
+
+
 def _optional(check: Check) -> Check:
     return lambda name, value: None if value is None else check(name, value)
 
@@ -236,6 +247,7 @@ _CONSTRUCTOR: dict[str, Check] = {
     "chat_handler": _optional(_callable),
     "draft_model": _optional(_callable),
     "tokenizer": _optional(_with("tokenize")),
+    "cache_type": _optional(_name_of(CACHE_NAMES)),
     "type_k": _optional(_choice(CACHE_TYPES, "cache type")),
     "type_v": _optional(_choice(CACHE_TYPES, "cache type")),
     "spm_infill": _flag,
@@ -281,6 +293,10 @@ def check_constructor(**values: Any) -> dict[str, Any]:
     unknown name, naming the nearest one, and for a value that is of the wrong kind, out of range,
     or does not go with another."""
     checked = _checked(_CONSTRUCTOR, values, "MobileLLM")
+    if (name := checked.pop("cache_type", None)) is not None:
+        if checked.get("type_k") is not None or checked.get("type_v") is not None:
+            raise ModelError("cache_type sets type_k and type_v: give it or them, not both")
+        checked["type_k"] = checked["type_v"] = CACHE_NAMES[name]
     types = [checked.get(name) for name in ("type_k", "type_v")]
     whole = [kind for kind in types if kind is not None and kind not in FLOAT_CACHES]
     flash = checked.get("flash_attn")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import TypedDict, Unpack
 
+from ..quant.weight_type import CacheType
 from .templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class ModelArguments(LlamaArguments, total=False):
 
     n_ctx: int
     n_threads: int
+    cache_type: CacheType | None
     flash_attn: bool | None
     verbose: bool
 

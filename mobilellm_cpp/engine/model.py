@@ -17,7 +17,7 @@ import numpy.typing as npt
 from typing_extensions import Unpack
 
 from ..errors import ContextError, ModelError
-from ..quant.weight_type import DEFAULT_TYPE, FileType
+from ..quant.weight_type import DEFAULT_TYPE, CacheType, FileType
 from .adapters import Adapters, Lora
 from .aio import AsyncCalls
 from .answers import (
@@ -29,9 +29,9 @@ from .answers import (
     until_stop,
     without_leading_space,
 )
-from .arguments import check_constructor, check_sampling, check_stop
+from .arguments import CACHE_NAMES, check_constructor, check_sampling, check_stop
 from .batches import BatchCalls
-from .gguf_file import context_length, kv_bytes, open_gguf
+from .gguf_file import context_length, default_cache, kv_bytes, open_gguf
 from .inherited import _COPY, MEAN, InheritedCalls, _as_list, normalized, pooled
 from .library import Pieces, give_memory_back, guard, llama_cpp, tokenize
 from .llama_base import Formatter, LlamaArguments, ModelArguments
@@ -74,6 +74,8 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
     n_ctx: context in tokens; 0 takes what the file says, at most 8192.
     n_threads: 0 takes as many as decode fastest, which is measured once for this machine and size
         of model and kept in the cache folder; prompts are read by all physical cores then.
+    cache_type: of the KV cache; None is q8_0 where blocks are shared, which doubles the cache, if
+        nothing else about the cache was asked for, and f16 elsewhere.
     flash_attn: None is on, which a quantized KV cache needs, except for an f32 KV cache, which
     upstream's flash attention would round to f16.
     lora: adapters, each a GGUF file and its scale; set_lora takes others later.
@@ -88,6 +90,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         *,
         n_ctx: int = 0,
         n_threads: int = 0,
+        cache_type: CacheType | None = None,
         flash_attn: bool | None = None,
         verbose: bool = False,
         lora: Lora = (),
@@ -100,6 +103,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             model_path=model_path,
             n_ctx=n_ctx,
             n_threads=n_threads,
+            cache_type=cache_type,
             flash_attn=flash_attn,
             verbose=verbose,
             **kwargs,
@@ -110,8 +114,8 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         threads = threads or default_threads()
         arguments["n_threads_batch"] = arguments.get("n_threads_batch") or threads
         flash = arguments.pop("flash_attn")
+        types = (arguments.get("type_k"), arguments.get("type_v"))
         if flash is None:
-            types = (arguments.get("type_k"), arguments.get("type_v"))
             flash = llama_cpp.GGML_TYPE_F32 not in types
         self._embedding = arguments.pop("embedding", False)
         self._pooling = arguments.pop("pooling_type", -1)
@@ -131,7 +135,10 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
                 self._slots = 1  # each more would need a window of its own in the sliding layers
             causal = file.get(f"{arch}.attention.causal", True) is not False
             with contextlib.suppress(ModelError):  # the loader says it better
-                needed = kv_bytes(file, self._context)
+                if types == (None, None):
+                    cache_type = default_cache(file) if flash else "f16"
+                    arguments["type_k"] = arguments["type_v"] = CACHE_NAMES[cache_type]
+                needed = kv_bytes(file, self._context, cache_type=cache_type or "f16")
         if needed > _memory():
             raise ModelError(
                 f"{path}: a context of {self._context} tokens needs a KV cache of "

@@ -22,6 +22,7 @@ from ..engine.gguf_file import GGUFFile, context_length, kv_bytes, open_gguf
 from ..engine.library import decode, lib, llama_cpp
 from ..engine.model import MobileLLM
 from ..errors import ModelError
+from ..quant.weight_type import CacheType
 
 PREFILL = (64, 256, 1024)  # tokens of a prompt
 DEPTHS = (0, 512, 1536)  # tokens before those that are decoded
@@ -115,6 +116,7 @@ def benchmark(
     threads: Sequence[int],
     *,
     repeat: int = 5,
+    cache_type: CacheType | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
     """Measures one model, or two in turn. threads: the numbers of threads to measure with.
@@ -123,7 +125,7 @@ def benchmark(
         raise ModelError(f"threads are {list(threads)}; each must be 1 to {MAX_THREADS}")
     if repeat < 1:
         raise ModelError(f"repeat is {repeat}; at least one measurement is needed")
-    runners = [Runner(os.fspath(path), max(threads)) for path in paths]
+    runners = [Runner(os.fspath(path), max(threads), cache_type) for path in paths]
     models = []
     for runner in runners:
         progress(f"starting processes with {runner.path}")
@@ -233,14 +235,15 @@ def _measure(
 class Runner:
     """One loaded model and the C loop over it."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, cache_type: CacheType | None = None) -> None:
         self.path = path
         with open_gguf(path) as file:
             self.context = context_length(file)
-            self.kv_bytes = [kv_bytes(file, depth, 1) for depth in DEPTHS]
+            self.kv_bytes = [kv_bytes(file, depth, 1, cache_type) for depth in DEPTHS]
             self.bytes = decoded_bytes(file)
         needed = max(_positions("prefill", max(PREFILL)), _positions("decode", max(DEPTHS)))
-        self.llm = MobileLLM(path, n_ctx=min(self.context or needed, needed), n_threads=threads)
+        n_ctx = min(self.context or needed, needed)
+        self.llm = MobileLLM(path, n_ctx=n_ctx, n_threads=threads, cache_type=cache_type)
         self.memory = llama_cpp.llama_get_memory(self.llm.ctx)
 
     def figures(self, threads: int, repeat: int) -> ModelFigures:

@@ -1,5 +1,6 @@
 """Several model files on one text: size, quality and speed, each beside the first file.
 
+KV caches are in f16, as llama-perplexity's are, so that only the weights make a difference.
 All files are loaded at once and see each chunk of the text in turn, so that no log-probabilities
 have to be kept; speeds are measured in turn, too (inspection/benchmark.py).
 """
@@ -84,7 +85,7 @@ def compare_models(
     names = [os.fspath(path) for path in paths]
     threads = n_threads or default_threads()
     with ExitStack() as open_models:
-        runners = [Runner(name, threads) for name in names]
+        runners = [Runner(name, threads, "f16") for name in names]
         for runner in runners:
             open_models.enter_context(runner.llm)
             if runner.llm.n_ctx() < n_ctx:

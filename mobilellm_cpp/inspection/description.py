@@ -8,6 +8,7 @@ from ..convert import keys
 from ..engine.gguf_file import (
     GGUFFile,
     block_schedule,
+    default_cache,
     is_count,
     kv_bytes,
     open_gguf,
@@ -19,10 +20,11 @@ from .compatibility import compatibility
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """One model file. Sizes are bytes; kv_bytes counts K and V of all executed layers in f16 for
-    the whole context, kv_bytes_per_token what each further token takes. layer_has_rope and
-    layer_slides say for each executed layer whether it has RoPE and a window of sliding_window
-    tokens; rope_layers and sliding_layers count those. llama_cpp says which llama.cpp runs it."""
+    """One model file. Sizes are bytes; kv_bytes counts K and V of all executed layers, in the
+    type kv_type, for the whole context, kv_bytes_per_token what each further token takes.
+    layer_has_rope and layer_slides say for each executed layer whether it has RoPE and a window of
+    sliding_window tokens; rope_layers and sliding_layers count those. llama_cpp says which
+    llama.cpp runs it."""
 
     path: str
     architecture: str
@@ -47,6 +49,7 @@ class Description:
     vocabulary: int
     tied_head: bool
     tensor_types: dict[str, int]
+    kv_type: str
     kv_bytes_per_token: int
     kv_bytes: int
     chat_template: bool
@@ -173,6 +176,7 @@ def _describe(path: str, file: GGUFFile) -> Description:
         vocabulary=file.get("tokenizer.ggml.tokens", 0),
         tied_head=all(tensor.name != "output.weight" for tensor in tensors),
         tensor_types=dict(types),
+        kv_type=default_cache(file),
         kv_bytes_per_token=kv_bytes(file, context + 1) - kv_bytes(file, context),
         kv_bytes=kv_bytes(file, context),
         chat_template=file.get("tokenizer.chat_template") is not None,

@@ -2,7 +2,7 @@
 
 The text is cut and counted as llama.cpp's llama-perplexity does it (tools/perplexity): chunks of
 `n_ctx` tokens, the first of each replaced by BOS where the vocabulary adds one, and of each chunk
-the second half is predicted, so that there is always some context.
+the second half is predicted, so that there is always some context. The KV cache is in f16.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def perplexity(
     `progress` gets the chunks done, the chunks in all and the file. Raises ModelError for a file
     that cannot be used and for a text of less than two chunks.
     """
-    with MobileLLM(path, n_ctx=n_ctx, n_threads=n_threads) as llm:
+    with MobileLLM(path, n_ctx=n_ctx, n_threads=n_threads, cache_type="f16") as llm:
         pieces = text_chunks(llm, text, n_ctx, chunks)
         start = time.monotonic()
         losses = []

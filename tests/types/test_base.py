@@ -42,6 +42,7 @@ def test_arguments(function, arguments, left_out):
     signature = inspect.signature(function, eval_str=True)
     real = {n: plain(p.annotation) for n, p in signature.parameters.items() if n not in left_out}
     typed = {n: plain(t) for n, t in get_type_hints(arguments, localns=NAMES).items()}
+    typed.pop("cache_type", None)  # which llama_cpp.Llama does not have
     assert typed.keys() == real.keys()
     wider = {"functions", "function_call", "tools", "tool_choice", "response_format"}  # Json
     wider |= {"n_ctx", "n_threads", "flash_attn", "verbose"}  # MobileLLM's own meaning
