@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import pytest
@@ -15,6 +16,8 @@ from mobilellm_cpp.convert.checkpoint import open_checkpoint
 from mobilellm_cpp.convert.reference import Reference
 
 from mobilellm_cpp import MobileLLM, ModelError
+from mobilellm_cpp.engine.library import decode
+from mobilellm_cpp.evaluation import likelihood
 from mobilellm_cpp.evaluation.likelihood import Scorer
 
 DEMO = Path(sys.modules["mobilellm_cpp"].__file__).parent / "demo"
@@ -57,6 +60,36 @@ def test_against_pytorch(file: Path) -> None:
         assert score == pytest.approx(wanted, abs=1e-3)
         assert greedy == (rows.argmax(-1).tolist() == list(continuation))
     assert alone == [(pytest.approx(score, abs=1e-4), g) for score, g in found[:5]]
+
+
+def test_what_is_in_common_is_computed_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples before every question, in several batches; scores are those of each pair alone."""
+    computed: list[int] = []
+
+    def counted(context: object, batch: Any) -> None:
+        computed.append(batch.n_tokens)
+        decode(context, batch)
+
+    monkeypatch.setattr(likelihood, "decode", counted)
+    with MobileLLM(file, n_threads=1, type_k=0, type_v=0, n_batch=64) as llm:
+        scorer = Scorer(llm)
+        examples = llm.tokenize("".join(f"{q} Yes.\n" for q in questions()[6:]).encode())
+        pairs = []
+        for question in questions()[:6]:
+            rest = llm.tokenize(question.encode(), add_bos=False)
+            for answer in [*ANSWERS, " Yes. It is.", ANSWERS[0]]:  # some of them begin alike
+                answers = llm.tokenize(answer.encode(), add_bos=False)
+                pairs.append(([*examples, *rest], answers))
+        found = scorer.score(pairs)
+        together = sum(computed)
+        computed.clear()
+        alone = [scorer.score([pair])[0] for pair in pairs]
+        scorer.close()
+    assert len(pairs) > scorer.sequences
+    assert found == [(pytest.approx(score, abs=1e-3), greedy) for score, greedy in alone]
+    beginnings = {tuple([*c, *a][:n]) for c, a in pairs for n in range(1, len(c) + len(a))}
+    assert len(beginnings) <= together <= 1.2 * len(beginnings)
+    assert sum(computed) > 10 * together
 
 
 def test_long_and_refused(file: Path) -> None:
