@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..errors import ContextError, ModelError
 from .library import llama_cpp
 from .llama_base import LlamaBase
+from .prompt_lookup import MOST
 from .sampling import Logits, Sampler
 from .sequence_state import Rows
 from .sequences import Sequence as TokenSequence
@@ -202,6 +203,8 @@ class InheritedCalls(LlamaBase):
         if not sequence.tokens:
             raise ModelError("the prompt is empty")
         stops = _as_list(stopping_criteria)
+        if self._main is not None and not self._logits_all:
+            sequence.speculate(MOST, self._context)
         while True:
             if len(sequence.tokens) > self._context:
                 raise ModelError(f"the context of {self._context} tokens is full")

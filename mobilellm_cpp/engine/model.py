@@ -36,6 +36,7 @@ from .inherited import _COPY, MEAN, InheritedCalls, _as_list, normalized, pooled
 from .library import Pieces, give_memory_back, guard, llama_cpp, tokenize
 from .llama_base import Formatter, LlamaArguments, ModelArguments
 from .messages import PLAIN_STOP, PLAIN_TEMPLATE, Message, StoppingFormatter, checked_messages, utf8
+from .prompt_lookup import MOST
 from .sampling_types import Sampling
 from .sequences import Sequence as TokenSequence
 from .sequences import Sequences
@@ -365,6 +366,8 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             for each time, and once
         mirostat_mode, mirostat_tau, mirostat_eta: 0, 5, 0.1; Mirostat (1, 2) in the place of top_k,
             top_p, min_p and typical_p
+        speculative: 11; up to so many tokens are drafted where the text seems to repeat a part of
+            itself, and checked at once, which is faster; the text is the same; 0: none
         seed: None, another text each time; the same seed gives the same text
         stop: a text or texts before which the answer ends
         logit_bias: none; numbers added to the logits of tokens, by their ids
@@ -393,6 +396,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         if max_tokens is not None and max_tokens < 0:
             raise ModelError(f"max_tokens is {max_tokens}; leave it out for no limit")
         settings["temp"] = settings.pop("temperature", 0.8)
+        drafted = settings.pop("speculative", MOST)
         seed = settings.pop("seed", None)
         if seed is None or seed < 0:
             seed = self._next_seed()
@@ -419,6 +423,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             sequence = self._sequences.open(tokens)
         else:
             sequence.rewrite(tokens)
+        sequence.speculate(drafted, len(tokens) + budget)
         stream = Stream(len(tokens))
         stream.logprobs = None if n_best is None else []
         constraint = self._constraint(form)

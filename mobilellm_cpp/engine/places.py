@@ -35,9 +35,7 @@ class Places:
     def place(self, state: State) -> bool:
         """Sees to it that a sequence has a place with its done tokens. False: not now."""
         if state.slot is not None:
-            if state.trim:
-                self.remove(state.slot, state.done)
-                state.trim = False
+            self.trim(state)
             return True
         if state.changes != self.changes:
             state.changes, state.parked, state.done = self.changes, None, 0
@@ -56,6 +54,12 @@ class Places:
             elif not self.make_room(state, keep=[state]):
                 state.parked, state.done = None, 0  # computed again
         return True
+
+    def trim(self, state: State) -> None:
+        """What a placed sequence has forgotten goes."""
+        if state.trim:
+            self.remove(state.slot, state.done)
+            state.trim = False
 
     def _leave_alone(self, state: State) -> bool:
         """Where sequences have the cache one at a time: takes it from the one that has it, unless
@@ -119,6 +123,7 @@ class Places:
         return first is state and now - state.since > PATIENCE
 
     def _take_place(self, state: State) -> None:
+        self.trim(state)
         if state.live and state.done > 0 and self.last_position(state) == state.done - 1:
             state.parked = self.copied(state)
             done = state.done

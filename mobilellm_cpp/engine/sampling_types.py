@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from typing_extensions import TypedDict
 
+from .prompt_lookup import MOST
+
 
 class Setting(NamedTuple):
     """A number that sampling takes: what it is when left out (None: nothing), from where to where
@@ -51,6 +53,13 @@ SETTINGS = {
     "mirostat_mode": Setting(int, 0, 0, 2, "1 or 2: Mirostat instead of top_k to min_p; 0: off"),
     "mirostat_tau": Setting(float, 5.0, 0, 1e3, "the surprise that Mirostat aims at, in bits"),
     "mirostat_eta": Setting(float, 0.1, 0, 1e3, "how fast Mirostat learns"),
+    "speculative": Setting(
+        int,
+        MOST,
+        0,
+        MOST,
+        "draft up to so many tokens from the text itself; the answer is the same; 0: none",
+    ),
     "seed": Setting(int, None, 0, 2**32 - 1, "the same seed gives the same text"),
 }
 
@@ -69,6 +78,7 @@ class Choice(TypedDict, total=False):
     mirostat_mode: int  # 1, 2: Mirostat in the place of top_k, top_p, min_p, typical_p; 0: off
     mirostat_tau: float  # the surprise that Mirostat aims at, in bits
     mirostat_eta: float  # how fast Mirostat learns
+    speculative: int  # up to so many tokens are drafted from the text itself; 0: none
     seed: int | None  # None: another text each time
     stop: str | Sequence[str]  # the text ends before the first of these
     logit_bias: Mapping[int, float] | None  # added to the logits of tokens, by their ids

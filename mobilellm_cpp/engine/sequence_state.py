@@ -6,6 +6,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .prompt_lookup import PromptLookup
+
+# After a token: the next one that samplers chose, or the logits.
+Made = tuple[int | None, npt.NDArray[np.float32] | None]
+
 FEW = 12  # tokens of one sequence in a step that the fused step computes one by one
 
 
@@ -51,8 +56,8 @@ class State:
         self.live = True
         self.wanted: Wanted | None = None
         self.rows: Rows | None = None
-        self.chosen: int | None = None
-        self.logits: npt.NDArray[np.float32] | None = None
+        self.made: list[Made] = []  # what follows its last tokens, the last one's at the end
+        self.lookup: PromptLookup | None = None  # who drafts what follows
         self.waits = False  # a caller does
         self.thread = 0  # of the last caller
         self.watch: Callable[[int], None] | None = None  # told before each step what is done
@@ -82,7 +87,11 @@ class State:
         """Tokens from `done` on are to be computed again."""
         if done < self.done:
             self.done, self.trim = done, True
-        self.chosen = self.logits = None
+        self.made = []
+
+    def settled(self) -> int:
+        """How many tokens are no draft that its caller has still to agree with."""
+        return len(self.tokens) - max(0, len(self.made) - 1)
 
     def again(self) -> None:
         """The last token is to be computed again, in the way it was."""
@@ -90,7 +99,7 @@ class State:
         self.go_back(max(start, len(self.tokens) - (FEW + 1 if self.runs[-1][1] else 1)))
 
     def pending(self) -> bool:
-        return self.done < len(self.tokens)
+        return self.done < len(self.tokens) and len(self.made) < 2
 
     def run(self) -> tuple[int, int, bool]:
         """Start, end and way of the run of the next token."""

@@ -26,7 +26,8 @@ from ..errors import ModelError
 from .cancelling import check_cancelled
 from .library import Step, not_computed, run_step
 from .places import IDLE, Places
-from .sequence_state import FEW, Rows, State, Wanted, common_prefix
+from .prompt_lookup import Costs, PromptLookup
+from .sequence_state import FEW, Made, Rows, State, Wanted, common_prefix
 
 FEW_IN_ALL = 64  # of all sequences
 QUICK, LONG = 0.06, 0.15  # seconds that a step of a prompt takes, while others wait and alone
@@ -46,13 +47,20 @@ class Sequence:
 
     @property
     def tokens(self) -> list[int]:
-        return self.state.tokens
+        """Its tokens, without those of a draft that its caller has still to agree with."""
+        state = self.state
+        return state.tokens if len(state.made) < 2 else state.tokens[: state.settled()]
+
+    def speculate(self, most: int, end: int) -> None:
+        """From now on its generated tokens are drafted, see PromptLookup."""
+        self.state.lookup = PromptLookup(most, end) if most else None
 
     def rewrite(self, tokens: list[int]) -> None:
         """Makes it consist of tokens; what it has in common with them need not be computed
         again."""
         with self.owner.lock:
             state = self.state
+            state.wanted = state.lookup = None
             keep = min(common_prefix(state.tokens, tokens), len(tokens) - 1)
             state.cut(keep if self.owner.places.can_cut(state, keep) else 0)
             added = tokens[len(state.tokens) :]
@@ -61,13 +69,28 @@ class Sequence:
     def extend(self, tokens: list[int]) -> None:
         """Adds tokens that were given."""
         with self.owner.lock:
+            self._settle()
+            self.state.made = []
             self.state.add(list(tokens), self.owner.as_many(len(tokens)))
-            self.state.chosen = self.state.logits = None
+
+    def _settle(self) -> None:
+        """Forgets the rest of a draft."""
+        made = self.state.made[:1]
+        if len(self.state.made) > 1:
+            self.state.cut(self.state.settled())
+            self.state.made = made
 
     def append(self, token: int, wanted: Wanted | None) -> None:
         """Adds a generated token. Steps of others may go on from it, if anything is wanted."""
         state = self.state
-        state.chosen = state.logits = None
+        if len(state.made) > 1:
+            if state.tokens[state.settled()] == token:  # as drafted
+                state.made = state.made[1:]
+                state.wanted = wanted
+                return
+            with self.owner.lock:
+                self._settle()
+        state.made = []
         state.wanted = None  # a step of another thread sees nothing half done
         state.add([token], many=False)
         state.wanted = wanted
@@ -77,12 +100,12 @@ class Sequence:
         ModelError where it cannot be computed."""
         state = self.state
         state.wanted = wanted
-        if not state.pending() and state.chosen is None and state.logits is None:
+        if not state.pending() and not state.made:
             with self.owner.lock:  # it was computed when nobody wanted to know
                 state.again()
         if state.pending():
             self.owner.run(state)
-        return state.chosen, state.logits
+        return state.made[0]
 
     def step(self, wanted: Wanted) -> bool:
         """One step at most towards what next(wanted) gives, for a caller that goes on with several
@@ -109,6 +132,7 @@ class Sequence:
         """K and V of its computed tokens, and how many these are, for restore()."""
         with self.owner.lock:
             self.owner.check_open()
+            self._settle()
             state = self.state
             if state.slot is None:
                 return bytes(state.parked or b""), state.done if state.parked else 0
@@ -144,6 +168,7 @@ class Sequences:
         self._last_members: list[State] = []  # of the last step, and how long it took
         self._last_seconds = 0.0
         self._rate = 2000.0  # tokens/s of the last step of many
+        self._costs = Costs()
         self._step = Step(n_ubatch)
         self._closed = False
         self._users = threading.Condition()
@@ -376,8 +401,9 @@ class Sequences:
 
     def _compute(self, first: State, along: list[State], many: bool) -> bool:
         """One step of a sequence and those that go along. False: there is no room for now."""
+        drafts = not many and bool(self.fused)
         while True:
-            members = self._gather(first, along, many)
+            members = self._gather(first, along, many, drafts)
             step = self._step
             start = time.monotonic()
             result = run_step(self.context, step)
@@ -385,12 +411,16 @@ class Sequences:
                 self._was_many = many
                 self._last_seconds = time.monotonic() - start
                 if many:
-                    self._rate = sum(n for _, n, _ in members) / max(self._last_seconds, 1e-9)
+                    self._rate = sum(m.n for m in members) / max(self._last_seconds, 1e-9)
+                elif len(members) == 1:
+                    self._costs.learn(step.native.n_tokens, self._last_seconds)
                 self._deliver(members)
-                self._last_members = [state for state, _, _ in members]
+                self._last_members = [member.state for member in members]
                 return True
-            if result == 2:  # somebody else has changed the cache
-                for state, _, _ in members:
+            if any(member.draft for member in members):
+                drafts = False
+            elif result == 2:  # somebody else has changed the cache
+                for state in (member.state for member in members):
                     if self.places.last_position(state) != state.done - 1:
                         self.places.drop(state)
                 along = []
@@ -410,9 +440,9 @@ class Sequences:
                 raise not_computed(result)
 
     def _gather(
-        self, first: State, along: list[State], many: bool
-    ) -> list[tuple[State, int, npt.NDArray[np.float32] | None]]:
-        """Fills the step; who takes part in it, with how many tokens, and where logits go."""
+        self, first: State, along: list[State], many: bool, drafts: bool
+    ) -> list["_Member"]:
+        """Fills the step; who takes part in it."""
         step = self._step
         step.clear(states=first.rows is not None and first.rows.states)
         room = self.n_ubatch
@@ -426,8 +456,25 @@ class Sequences:
             n = self._piece(state, many, room)
             if n > 0:
                 room -= n
-                members.append((state, n, self._fill(state, n)))
+                members.append(_Member(state, n))
+        if drafts:
+            self._draft(members)
+        for member in members:
+            self.places.trim(member.state)
+            self._fill(member)
         return members
+
+    def _draft(self, members: list["_Member"]) -> None:
+        """Lets sequences of which one token is left draft what follows. Of many callers each gains
+        less, for their steps read the weights for several tokens in any case."""
+        room = min(FEW, self.n_ubatch) - sum(member.n for member in members)
+        cost = self._costs.more
+        gain = (1 + cost * (len(members) - 1)) / len(members)
+        for member in members:
+            state = member.state
+            if state.lookup and state.wanted and member.n == 1 == len(state.tokens) - state.done:
+                member.draft = state.lookup.draft(state.tokens, room, gain, cost)
+                room -= len(member.draft)
 
     def _busy(self, first: State) -> bool:
         """Whether other sequences are being gone on with."""
@@ -450,37 +497,65 @@ class Sequences:
             n = rest - FEW - 1
         return n if n > FEW or n == rest else 0
 
-    def _fill(self, state: State, n: int) -> npt.NDArray[np.float32] | None:
-        step, begin, last = self._step, state.done, len(state.tokens) - 1
-        logits = None
-        for index in range(begin, begin + n):
+    def _fill(self, member: "_Member") -> None:
+        step, state = self._step, member.state
+        begin, last = state.done, len(state.tokens) - 1
+        for index in range(begin, begin + member.n):
             step.add(state.tokens[index], index, state.slot)
             if state.rows is not None:
                 if state.rows.states or state.rows.address(index):
                     step.want(rows=state.rows.address(index))
             elif index == last and state.wanted is not None:
-                if state.wanted.chain is None:
-                    logits = np.empty(self._n_vocab, np.float32)
-                    step.want(rows=logits.ctypes.data)
-                else:
-                    step.want(chain=state.wanted.chain, n_best=state.wanted.n_best)
-        return logits
+                self._want(member, state.wanted)
+        for index, token in enumerate(member.draft, last + 1):
+            step.add(token, index, state.slot)
+            assert state.wanted is not None
+            self._want(member, state.wanted)
 
-    def _deliver(self, members: list[tuple[State, int, npt.NDArray[np.float32] | None]]) -> None:
+    def _want(self, member: "_Member", wanted: Wanted) -> None:
+        """Of the token that was added last."""
+        if wanted.chain is None:
+            logits = np.empty(self._n_vocab, np.float32)
+            self._step.want(rows=logits.ctypes.data)
+            member.made.append((None, logits))
+        else:
+            self._step.want(chain=wanted.chain, n_best=wanted.n_best)
+            member.made.append((None, None))
+
+    def _deliver(self, members: list["_Member"]) -> None:
         now, at = time.monotonic(), 0
-        for state, n, logits in members:
-            begin, end = state.done, state.done + n
+        for member in members:
+            state, begin, end = member.state, member.state.done, member.state.done + member.n
             state.turn += 1
             state.last = now
             if state.rows is not None:
                 rows = state.rows
-                at += n if rows.states else sum(rows.address(i) != 0 for i in range(begin, end))
-            elif end == len(state.tokens) and state.wanted is not None:
-                if state.wanted.chain is not None:
-                    state.chosen = self._step.chosen(at)
-                state.logits = logits
-                at += 1
+                wanted = [1 for i in range(begin, end) if rows.states or rows.address(i)]
+                at += len(wanted)
+            elif member.made:
+                made, agreed = member.made, len(member.draft)
+                if made[0][1] is None:  # else the caller chooses
+                    chosen = [self._step.chosen(at + i) for i in range(len(made))]
+                    agreed = common_prefix(chosen[:-1], member.draft)
+                    made = [(token, None) for token in chosen[: agreed + 1]]
+                at += len(member.made)
+                end += agreed
+                state.add(member.draft[:agreed], many=False)
+                state.made = made
+                if agreed < len(member.draft):
+                    self.places.remove(state.slot, end)
             state.done = end  # last: from now on its caller may look at what was made
+
+
+class _Member:
+    """A sequence in a step: how many of its tokens, what is drafted behind them, and what is wanted
+    of the last one and of the draft."""
+
+    def __init__(self, state: State, n: int) -> None:
+        self.state = state
+        self.n = n
+        self.draft: list[int] = []
+        self.made: list[Made] = []
 
 
 class _NoRows:

@@ -123,7 +123,8 @@ def test_answers_that_are_made_together_are_computed_together(files, monkeypatch
         sequences, "run_step", lambda c, step: (sizes.append(step.native.n_tokens), run(c, step))[1]
     )
     llm = MobileLLM(files["shared"], n_ctx=1024, n_threads=1)
-    streams = [llm.stream(prompt(i), max_tokens=20, temperature=0.0) for i in range(4)]
+    asked = {"max_tokens": 20, "temperature": 0.0, "speculative": 0}
+    streams = [llm.stream(prompt(i), **asked) for i in range(4)]
     for stream in streams:
         next(stream)
     sizes.clear()

@@ -23,7 +23,11 @@ LLAMA_API int32_t mobilellm_tokenize(const llama_vocab * vocab, const char * tex
 // llama_decode that turns what it cannot build a graph for into INT32_MIN, with a reason.
 LLAMA_API int32_t mobilellm_decode(llama_context * ctx, llama_batch batch);
 
-// Tokens of several sequences, those of each one after the other, and what is wanted of them.
+#define MOBILELLM_NOT_ASKED (-2)
+
+// Tokens of several sequences, those of each one after the other, and what is wanted of them. Where something is wanted
+// of neighbours of a sequence, the later ones are a draft: the samplers are asked after each for as long as they chose
+// the next one.
 struct mobilellm_step {
     int32_t              n_tokens;
     const llama_token *  tokens;     // (n_tokens)
@@ -33,7 +37,8 @@ struct mobilellm_step {
     llama_sampler **     samplers;   // who chooses the next token, or NULL
     const int32_t *      n_best;     // up to 128: the samplers begin with a top-k of that many (or, for 1, are greedy),
                                      // so that only they matter; 0: any token does
-    llama_token *        chosen;     // the token: -1 where a logit is no number, INT32_MIN where a sampler fails
+    llama_token *        chosen;     // the token: -1 where a logit is no number, INT32_MIN where a sampler fails,
+                                     // MOBILELLM_NOT_ASKED behind a token of a draft that was not chosen
     float **             logits;     // where the logits are copied to (n_vocab), or NULL
     float **             states;     // where the normed hidden states are copied to (n_embd), or NULL; NULL: nowhere.
                                      // Else something must be wanted of every token.

@@ -157,7 +157,10 @@ int32_t mobilellm_run_step(llama_context * ctx, mobilellm_step * step) {
             if (step->logits[at]) {
                 std::memcpy(step->logits[at], logits, n_vocab * sizeof(float));
             }
-            if (step->samplers[at]) {
+            const bool drafted = i > 0 && step->outputs[i - 1] && step->sequences[i] == step->sequences[i - 1];
+            if (step->samplers[at] && drafted && step->chosen[at - 1] != step->tokens[i]) {
+                step->chosen[at] = MOBILELLM_NOT_ASKED;  // the samplers have seen nothing of it
+            } else if (step->samplers[at]) {
                 step->chosen[at] = chosen(step->samplers[at], logits, n_vocab, step->n_best[at]);
             }
             at++;
