@@ -5,6 +5,7 @@ not have to. llguidance is imported, and a model's vocabulary read, with the fir
 """
 
 import ctypes
+import importlib.metadata
 import json
 import re
 import threading
@@ -40,6 +41,7 @@ class Vocabulary:
         self._vocab = vocab
         self._lock = threading.Lock()
         self._tokenizer: Any = None
+        self.ends: list[int] = []  # tokens that end a text, once there is a tokenizer
         self.n_tokens = int(llama_cpp.llama_vocab_n_tokens(vocab))
 
     def tokenizer(self) -> Any:
@@ -52,16 +54,16 @@ class Vocabulary:
     def _make(self) -> Any:
         import llguidance
 
-        texts, ends = self._tokens()
-        if not ends:
+        texts, self.ends = self._tokens()
+        if not self.ends:
             raise ModelError("the model has no end-of-text token, so no answer can be complete")
         special = [token for token, text in enumerate(texts) if not text]
         buffer = ctypes.create_string_buffer(256)
         for token in special:  # by name for Lark, which can ask for them: <|eom_id|>
             n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
             texts[token] = buffer.raw[:n] if n > 0 else b""
-        tokenizer = llguidance.TokenizerWrapper(_Tokens(texts, sorted({*special, *ends}), ends[0]))
-        return llguidance.LLTokenizer(tokenizer, eos_token=ends)
+        tokens = _Tokens(texts, sorted({*special, *self.ends}), self.ends[0])
+        return llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens))
 
     def _tokens(self) -> tuple[list[bytes], list[int]]:
         """The bytes that each token adds to an answer, and the ids that end one."""
@@ -129,6 +131,7 @@ class Constraint:
         grammar = _GRAMMARS[self._name](forms[self._name])
         self._tokenizer = vocabulary.tokenizer()
         self._n_tokens = vocabulary.n_tokens
+        self._end, *self._other_ends = vocabulary.ends  # llguidance knows the first alone
         self._matcher = self._on_a_large_stack(grammar)
         self._check(self._matcher.get_error())
         self._bits = np.empty((self._n_tokens + 31) // 32, np.uint32)
@@ -145,6 +148,8 @@ class Constraint:
         """Goes on by the token that was chosen. Raises ModelError for one that mask forbids."""
         if not 0 <= token < self._n_tokens:
             raise ModelError(f"token {token} is outside the vocabulary of {self._n_tokens}")
+        if token in self._other_ends and not self._named(token):
+            token = self._end
         if not self._matcher.consume_token(token):
             self._check(f"token {token} does not fit")
         self._forbidden = None
@@ -164,9 +169,17 @@ class Constraint:
         if self._matcher.is_stopped() and not self.finished:  # llguidance lets the answer end then
             error = self._matcher.get_error()
             self._check("nothing fits it" if error in ("",) or error.startswith("NoExt") else error)
-        np.invert(self._bits, out=self._bits)
-        bits = np.unpackbits(self._bits.view(np.uint8), count=self._n_tokens, bitorder="little")
-        return bits.view(np.bool_)
+        bytes_ = self._bits.view(np.uint8)
+        allowed = np.unpackbits(bytes_, count=self._n_tokens, bitorder="little").view(np.bool_)
+        allowed[self._other_ends] |= allowed[self._end]
+        return ~allowed
+
+    def _named(self, token: int) -> bool:
+        """Whether the grammar itself has this token next: a Lark grammar may name those that end a
+        text."""
+        if self._forbidden is None:
+            self._forbidden = self._look()
+        return bool(self._bits[token // 32] >> np.uint32(token % 32) & 1)
 
     @property
     def finished(self) -> bool:
@@ -327,6 +340,15 @@ def _text(form: Any, name: str, limit: int = MAX_TEXT) -> str:
     return form
 
 
+def _white_space() -> dict[str, Any]:
+    """Between the parts of JSON: little, for a small model goes on for ever otherwise. Before
+    llguidance 1.9, which guidance 0.3 does not allow, there is no such choice: none then."""
+    major, minor = importlib.metadata.version("llguidance").split(".")[:2]
+    if (int(major), int(minor)) < (1, 9):
+        return {"whitespace_flexible": False}
+    return {"whitespace_pattern": WHITESPACE}
+
+
 def json_rule(schema: Any) -> str:
     """What stands for a JSON value of a schema in a rule of Lark. Raises ModelError."""
     try:
@@ -340,7 +362,7 @@ def json_rule(schema: Any) -> str:
         if not _joins(schema):
             schema = _closed(schema)
         # the separators and blanks that a schema may ask for need not make JSON
-        whole = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+        whole = {**schema, "x-guidance": _white_space()}
         text = json.dumps(whole, allow_nan=False)
     except RecursionError:
         raise ModelError("json_schema is nested too deeply") from None

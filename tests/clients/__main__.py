@@ -60,7 +60,12 @@ def main(names: list[str]) -> int:
     run(mobilellm, "convert", demo, "--type", "f16", "--portable", "-o", BUILD / "portable.gguf")
     failed = []
     for name in names or PINS:
-        python = python_of(name)
+        try:
+            python = python_of(name)
+        except subprocess.CalledProcessError:  # pip has said why
+            print(f"{name:12} FAILS to be installed", flush=True)
+            failed.append(name)
+            continue
         model = BUILD / ("portable.gguf" if name == "llama_cpp" else "demo.gguf")
         script = Path(__file__).parent / f"use_{name}.py"
         done = subprocess.run(
