@@ -32,7 +32,6 @@ static constexpr form form_of(ggml_type type) {
             return { 32, 1, 0, 32, 4, 8, false };
         case GGML_TYPE_Q8_0:
             return { 32, 1, 0, 32, 8, 128, false };
-#ifndef __aarch64__  // whose kernels have the types above
         case GGML_TYPE_Q4_1:
             return { 32, 2, 0, 32, 4, 0, false };
         case GGML_TYPE_Q5_0:
@@ -51,7 +50,6 @@ static constexpr form form_of(ggml_type type) {
             return { 256, 2, 12, 32, 5, 0, false };
         case GGML_TYPE_Q6_K:
             return { 256, 1, 16, 16, 6, 32, false };
-#endif
         default:
             return {};
     }
@@ -69,7 +67,6 @@ void with_type(ggml_type type, F f) {
         MOBILELLM_CASE(GGML_TYPE_Q2_0);
         MOBILELLM_CASE(GGML_TYPE_Q4_0);
         MOBILELLM_CASE(GGML_TYPE_Q8_0);
-#ifndef __aarch64__
         MOBILELLM_CASE(GGML_TYPE_Q4_1);
         MOBILELLM_CASE(GGML_TYPE_Q5_0);
         MOBILELLM_CASE(GGML_TYPE_Q5_1);
@@ -79,7 +76,6 @@ void with_type(ggml_type type, F f) {
         MOBILELLM_CASE(GGML_TYPE_Q4_K);
         MOBILELLM_CASE(GGML_TYPE_Q5_K);
         MOBILELLM_CASE(GGML_TYPE_Q6_K);
-#endif
         default:
             return;
     }
@@ -128,7 +124,14 @@ namespace {
 // By which bytes of two nibbles differ from what kernels.h draws.
 template <ggml_type TYPE>
 constexpr uint8_t high_sign() {
-    return TYPE == GGML_TYPE_Q4_0 ? HIGH_SIGN : 0;
+    return form_of(TYPE).bits == 4 && !form_of(TYPE).table ? HIGH_SIGN : 0;
+}
+
+// Byte `lane` of a chunk of a plane.
+template <ggml_type TYPE>
+int plane_byte(const uint8_t * part, int bits, int chunk, int lane) {
+    constexpr form F = form_of(TYPE);
+    return part[place_of(plane_at(F, bits) / 64 + chunk, lane / 4, part_bytes(F) / 64) + lane % 4];
 }
 
 // The quant of a column of row r of a block; 8 bits without their sign.
@@ -141,19 +144,18 @@ int quant_at(const uint8_t * block, int column, int r) {
     const bool      high  = r >= 16;
     int             quant = 0;
     if (has_plane(F, 1)) {
-        quant |= (part[plane_at(F, 1) + 128 * (c / 32) + 64 * high + lane] >> c % 32 / 4 & 1) << plane_bit(F, 1);
+        quant |= (plane_byte<TYPE>(part, 1, 2 * (c / 32) + high, lane) >> c % 32 / 4 & 1) << plane_bit(F, 1);
     }
     if (has_plane(F, 2)) {
         const int bit = c / 32 * 4 + high * 2;
-        quant |= (part[plane_at(F, 2) + place_of(c % 32 / 4, r % 16, 8) + c % 4] >> bit & 3) << plane_bit(F, 2);
+        quant |= (plane_byte<TYPE>(part, 2, c % 32 / 4, lane) >> bit & 3) << plane_bit(F, 2);
     }
     if (has_plane(F, 4)) {
-        const int both =
-            part[plane_at(F, 4) + place_of(c / 4, r % 16, part_columns(F) / 4) + c % 4] ^ high_sign<TYPE>();
+        const int both = plane_byte<TYPE>(part, 4, c / 4, lane) ^ high_sign<TYPE>();
         quant |= both >> 4 * high & 15;
     }
     if (has_plane(F, 8)) {
-        quant = part[place_of(c / 4 * 2 + high, r % 16, 16) + c % 4];
+        quant = plane_byte<TYPE>(part, 8, c / 4 * 2 + high, lane);
     }
     return quant;
 }

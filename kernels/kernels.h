@@ -23,8 +23,9 @@
 // Two rows that share bytes share their activations q too: where l is the low one and x = l + 16 h, the high
 // one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x. With 2 bits the factor is 4.
 //
-// ARM's registers hold 4 rows of a chunk: there all chunks of rows 4r .. 4r + 3 follow each other (place_of). Its dot
-// products take signed weights: Q4_0's high nibbles hold w, not w + 8 (HIGH_SIGN).
+// ARM's registers hold 4 rows of a chunk: there all chunks of rows 4r .. 4r + 3 of 64 or 32 columns follow each other,
+// whatever plane they belong to (place_of). Its dot products take signed weights: where two rows share a byte of two
+// nibbles, which are no numbers of a table, the high one holds the quant less 8 (HIGH_SIGN).
 
 #pragma once
 

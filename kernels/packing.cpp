@@ -210,7 +210,7 @@ void pack_part(const uint8_t * rows, size_t row_size, uint8_t * out) {
             std::memcpy(out + plane_at(F, 1) + 16 * first, bits, 128);
         }
     }
-    if (QUARTERED) {  // place_of; types of one plane
+    if (QUARTERED) {  // place_of
         constexpr int n = part_bytes(F) / 64;
         uint8_t       chunks[part_bytes(F)];
         std::memcpy(chunks, out, sizeof(chunks));

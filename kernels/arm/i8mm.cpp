@@ -1,5 +1,5 @@
 // Processors that multiply matrices of bytes (Neoverse V1, Apple M2, Cortex-X2 and later): SMMLA takes 2 rows × 8
-// columns of weights and 2 tokens at once. One token alone is SDOT's.
+// columns of weights and 2 tokens at once. Fewer than four tokens are SDOT's.
 
 #include "arm/dot_rows.h"
 
@@ -8,118 +8,153 @@ namespace mobilellm {
 namespace {
 
 // A block of two pairs of tokens: 8 columns of both tokens of a pair, first those of pair 0 and 1, then the next 8.
-struct two_pairs {
+// Numbers of tokens as the sums lie.
+struct two_blocks {
     int8_t  q[4][2][16];
-    float   d[2][4];  // as the sums lie
-    int32_t minus_sum[2][4];
+    float   d[2][4];
+    float   minus_sum_d[2][4];   // -Σ q · d
+    int32_t minus_sum[3][2][4];  // of all columns, of the first 16 and of the others
 };
 
-// From two registers of 4 rows × 4 columns: 8 columns of the first two rows, and of the others.
-MOBILELLM_INLINE int8x16_t first_rows(int8x16_t a, int8x16_t b) {
-    return vreinterpretq_s8_s32(vzip1q_s32(vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b)));
-}
+// Lane by lane a sum is of a pair's first row by both tokens and of its second by both; sum 2 i + k is that of pair of
+// tokens i and pair of rows k.
+struct two_pairs {
+    static constexpr int  T     = 4;
+    static constexpr int  R     = 1;
+    static constexpr int  N     = 4;
+    static constexpr int  BYTES = sizeof(two_blocks);
+    static constexpr bool BOTH  = true;
 
-MOBILELLM_INLINE int8x16_t other_rows(int8x16_t a, int8x16_t b) {
-    return vreinterpretq_s8_s32(vzip2q_s32(vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b)));
-}
+    MOBILELLM_INLINE two_pairs(const uint8_t * q, size_t) : a(reinterpret_cast<const two_blocks *>(q)) {}
 
-// P pairs of tokens, 4 low and 4 high rows, in two pairs: a block. Sums are, lane by lane, of a pair's first row by
-// both tokens and of its second by both; sum[2 i + k] of pair of tokens i and pair of rows k.
-template <ggml_type TYPE, int P, int SECOND>
-MOBILELLM_INLINE void matrix_block(const uint8_t * scales, const uint8_t * quarter, const two_pairs & a,
-                                   float32x4_t (&low_sum)[2 * P], float32x4_t (&high_sum)[2 * P]) {
-    int32x4_t low[2 * P];
-    int32x4_t both[2 * P];
-    each<2 * P>(MOBILELLM_EACH {
-        if constexpr (TYPE == GGML_TYPE_Q8_0) {
-            low[i] = both[i] = vdupq_n_s32(0);
-        } else {
-            const int32x4_t minus_sum = vld1q_s32(a.minus_sum[i / 2]);
-            low[i]                    = TYPE == GGML_TYPE_Q4_0 ? vshlq_n_s32(minus_sum, 3) : minus_sum;
-            both[i]                   = TYPE == GGML_TYPE_Q4_0 ? low[i] : vmulq_n_s32(minus_sum, 5);
-        }
-    });
-    each<4>([&](auto k_) __attribute__((always_inline)) {
-        constexpr int k = k_;
-        uint8x16_t    q[2];
-        uint8x16_t    x[2];
-        pair_of_rows  w[2];
-        load_two<32 * k>(reinterpret_cast<const uint8_t *>(a.q), q[0], q[1]);
-        if constexpr (TYPE == GGML_TYPE_Q8_0) {
-            weights_at<TYPE, k>(quarter, SECOND, w);
-            const pair_of_rows v[2] = { w[0], w[1] };
-            w[0]                    = { first_rows(v[0].low, v[1].low), first_rows(v[0].both, v[1].both) };
-            w[1]                    = { other_rows(v[0].low, v[1].low), other_rows(v[0].both, v[1].both) };
-        } else {
-            load_two<32 * k>(quarter, x[0], x[1]);
-            const int8x16_t v[2] = { vreinterpretq_s8_u8(x[0]), vreinterpretq_s8_u8(x[1]) };
-            w[0]                 = weights_of<TYPE>(vreinterpretq_u8_s8(first_rows(v[0], v[1])), x[0], SECOND);
-            w[1]                 = weights_of<TYPE>(vreinterpretq_u8_s8(other_rows(v[0], v[1])), x[0], SECOND);
-        }
-        each<2 * P>(MOBILELLM_EACH {
-            low[i]  = vmmlaq_s32(low[i], w[i % 2].low, vreinterpretq_s8_u8(q[i / 2]));
-            both[i] = vmmlaq_s32(both[i], w[i % 2].both, vreinterpretq_s8_u8(q[i / 2]));
+    MOBILELLM_INLINE void advance() { a += 2; }
+
+    // From two registers of 4 rows × 4 columns: 8 columns of rows 2 I and 2 I + 1.
+    template <int I, class V>
+    static MOBILELLM_INLINE V pair_of_rows(V x, V y) {
+        const int32x4_t a = vreinterpretq_s32_u8(uint8x16_t(x));
+        const int32x4_t b = vreinterpretq_s32_u8(uint8x16_t(y));
+        return V(vreinterpretq_u8_s32(I ? vzip2q_s32(a, b) : vzip1q_s32(a, b)));
+    }
+
+    template <ggml_type TYPE, bool SECOND, int K0, int KS>
+    MOBILELLM_INLINE void sums(const uint8_t * quarter, int32x4_t (&low_sum)[4], int32x4_t (&high_sum)[4]) const {
+        constexpr int part = form_of(TYPE).scaled == BLOCK ? 0 : K0 ? 2 : 1;
+        each<4>(MOBILELLM_EACH {
+            const int32x4_t minus_sum = vld1q_s32(a[SECOND].minus_sum[part][i / 2]);
+            low_sum[i]                = times<low_offset<TYPE>()>(minus_sum);
+            high_sum[i]               = times<both_offset<TYPE>()>(minus_sum);
         });
-    });
-    const float32x4_t l             = scales_at(scales);
-    const float32x4_t h             = scales_at(scales + 32);
-    const float32x4_t low_scale[2]  = { vzip1q_f32(l, l), vzip2q_f32(l, l) };
-    const float32x4_t high_scale[2] = { vzip1q_f32(h, h), vzip2q_f32(h, h) };
-    float32x4_t       d[P];
-    each<P>(MOBILELLM_EACH { d[i] = vld1q_f32(a.d[i]); });
-    each<2 * P>(MOBILELLM_EACH {
-        low_sum[i]  = vfmaq_f32(low_sum[i], vcvtq_f32_s32(low[i]), vmulq_f32(low_scale[i % 2], d[i / 2]));
-        high_sum[i] = add_high<TYPE>(high_sum[i], low[i], both[i], vmulq_f32(high_scale[i % 2], d[i / 2]));
-    });
-}
+        each<KS>([&](auto step_) __attribute__((always_inline)) {
+            constexpr int    k = K0 + step_;
+            const raw_chunks x = load<TYPE, SECOND, k, 0>(quarter);
+            uint8x16_t       q[2];
+            int8x16_t        low[2];
+            int8x16_t        both[2];
+            load_two<32 * k>(reinterpret_cast<const uint8_t *>(a[SECOND].q), q[0], q[1]);
+            if constexpr (shared_bits<TYPE>() > 0) {  // the bytes of both change places at once
+                raw_chunks y;
+                each<2>(MOBILELLM_EACH {
+                    if constexpr (shared_bits<TYPE>() == 4) {
+                        y.fours[i] = pair_of_rows<i>(x.fours[0], x.fours[1]);
+                    } else {
+                        y.twos[i] = pair_of_rows<i>(x.twos[0], x.twos[1]);
+                    }
+                });
+                each<2>(MOBILELLM_EACH {
+                    low[i]  = weights_of<TYPE, SECOND, false, i>(y);
+                    both[i] = both_of<TYPE, SECOND, i>(y);
+                });
+            } else {
+                int8x16_t l[2];
+                int8x16_t h[2];
+                each<2>(MOBILELLM_EACH {
+                    l[i] = weights_of<TYPE, SECOND, false, 2 * k + i>(x);
+                    h[i] = weights_of<TYPE, SECOND, true, 2 * k + i>(x);
+                });
+                each<2>(MOBILELLM_EACH {
+                    low[i]  = pair_of_rows<i>(l[0], l[1]);
+                    both[i] = pair_of_rows<i>(h[0], h[1]);
+                });
+            }
+            each<4>(MOBILELLM_EACH {
+                low_sum[i]  = vmmlaq_s32(low_sum[i], low[i % 2], vreinterpretq_s8_u8(q[i / 2]));
+                high_sum[i] = vmmlaq_s32(high_sum[i], both[i % 2], vreinterpretq_s8_u8(q[i / 2]));
+            });
+        });
+    }
+
+    template <int BY>
+    static MOBILELLM_INLINE int32x4_t times(int32x4_t x) {
+        return BY == 0 ? vdupq_n_s32(0) : vmulq_n_s32(x, BY);
+    }
+
+    template <int I>
+    static MOBILELLM_INLINE float32x4_t rows(const float32x4_t (&x)[1]) {
+        return I % 2 ? vzip2q_f32(x[0], x[0]) : vzip1q_f32(x[0], x[0]);
+    }
+
+    template <int I>
+    static MOBILELLM_INLINE int32x4_t rows(const int32x4_t (&x)[1]) {
+        return I % 2 ? vzip2q_s32(x[0], x[0]) : vzip1q_s32(x[0], x[0]);
+    }
+
+    template <int I, bool SECOND>
+    MOBILELLM_INLINE float32x4_t by_scale(const float32x4_t (&x)[1]) const {
+        return vmulq_f32(rows<I>(x), vld1q_f32(a[SECOND].d[I / 2]));
+    }
+
+    template <int I, bool SECOND>
+    MOBILELLM_INLINE float32x4_t add_scaled(float32x4_t to, float32x4_t x) const {
+        return vfmaq_f32(to, x, vld1q_f32(a[SECOND].d[I / 2]));
+    }
+
+    template <int I, bool SECOND>
+    MOBILELLM_INLINE float32x4_t add_sum(float32x4_t to, const float32x4_t (&x)[1]) const {
+        return vfmaq_f32(to, rows<I>(x), vld1q_f32(a[SECOND].minus_sum_d[I / 2]));
+    }
+
+    template <int I, bool SECOND>
+    MOBILELLM_INLINE float32x4_t take_sum(float32x4_t to, const float32x4_t (&x)[1]) const {
+        return vfmsq_f32(to, rows<I>(x), vld1q_f32(a[SECOND].minus_sum_d[I / 2]));
+    }
+
+    static MOBILELLM_INLINE void store(const float32x4_t (&sums)[4], float * y, int64_t stride) {
+        each<2>(MOBILELLM_EACH {
+            vst1q_f32(y + 2 * i * stride, vuzp1q_f32(sums[2 * i], sums[2 * i + 1]));
+            vst1q_f32(y + (2 * i + 1) * stride, vuzp2q_f32(sums[2 * i], sums[2 * i + 1]));
+        });
+    }
+
+    const two_blocks * a;
+};
 
 struct i8mm_isa {
     static constexpr int TILE     = 4;
-    static constexpr int ARRANGED = sizeof(two_pairs);
+    static constexpr int ARRANGED = sizeof(two_blocks);
 
     static void arrange(const uint8_t * q, size_t q_size, int64_t n_blocks, uint8_t * out) {
-        for (int64_t b = 0; b < n_blocks; ++b, out += sizeof(two_pairs)) {
-            auto & to = *reinterpret_cast<two_pairs *>(out);
+        for (int64_t b = 0; b < n_blocks; ++b, out += sizeof(two_blocks)) {
+            auto & to = *reinterpret_cast<two_blocks *>(out);
             for (int t = 0; t < 4; ++t) {
                 const auto & a = reinterpret_cast<const activations *>(q + t * q_size)[b];
                 for (int k = 0; k < 4; ++k) {
                     std::memcpy(to.q[k][t / 2] + 8 * (t % 2), a.q + 8 * k, 8);
                 }
-                to.d[t / 2][t % 2] = to.d[t / 2][2 + t % 2] = a.d;
-                to.minus_sum[t / 2][t % 2] = to.minus_sum[t / 2][2 + t % 2] = a.minus_sum;
+                for (const int lane : { t % 2, 2 + t % 2 }) {
+                    to.d[t / 2][lane]            = a.d;
+                    to.minus_sum_d[t / 2][lane]  = float(a.minus_sum) * a.d;
+                    to.minus_sum[0][t / 2][lane] = a.minus_sum;
+                    to.minus_sum[1][t / 2][lane] = a.minus_first_sum;
+                    to.minus_sum[2][t / 2][lane] = a.minus_sum - a.minus_first_sum;
+                }
             }
         }
     }
 
     template <ggml_type TYPE>
-    static __attribute__((noinline)) void arranged_rows(const part & p, int r, const two_pairs * a, float (*y)[GROUP]) {
-        float32x4_t low[4];
-        float32x4_t high[4];
-        each<4>(MOBILELLM_EACH { low[i] = high[i] = vdupq_n_f32(0.0f); });
-        each_pair<TYPE>(p, r == 0 && fetches(p), [&](const uint8_t * pair) __attribute__((always_inline)) {
-            const uint8_t * second  = block_of<TYPE>(pair, true);
-            const int       quarter = SCALES + quarter_bytes<TYPE>() * r;
-            matrix_block<TYPE, 2, 0>(pair + 8 * r, pair + quarter, a[0], low, high);
-            matrix_block<TYPE, 2, 1>(second + 8 * r, second + quarter, a[1], low, high);
-            a += 2;
-        });
-        each<2>(MOBILELLM_EACH {
-            vst1q_f32(y[2 * i] + 4 * r, vuzp1q_f32(low[2 * i], low[2 * i + 1]));
-            vst1q_f32(y[2 * i + 1] + 4 * r, vuzp2q_f32(low[2 * i], low[2 * i + 1]));
-            vst1q_f32(y[2 * i] + 16 + 4 * r, vuzp1q_f32(high[2 * i], high[2 * i + 1]));
-            vst1q_f32(y[2 * i + 1] + 16 + 4 * r, vuzp2q_f32(high[2 * i], high[2 * i + 1]));
-        });
-    }
-
-    template <ggml_type TYPE>
     static void arranged_tile(const part & p, const uint8_t * q, float * y, int64_t stride, int64_t rows) {
-        float sums[4][GROUP];
-        for (int r = 0; r < QUARTERS; ++r) {
-            arranged_rows<TYPE>(p, r, reinterpret_cast<const two_pairs *>(q), sums);
-        }
-        for (int t = 0; t < 4; ++t) {
-            store_rows(sums[t], y + t * stride, rows);
-        }
+        mobilellm::tile<TYPE, two_pairs>(p, q, 0, y, stride, rows);
     }
 
     // Fewer tokens than a tile.
