@@ -73,11 +73,11 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
         const int64_t v_elem  = columns ? l.v->nb[2] : 0;
         layers_.push_back({ static_cast<const float *>(l.attn_norm->data),
                             static_cast<const float *>(l.ffn_norm->data),
-                            { as_matrix(l.wq), as_matrix(l.wk), as_matrix(l.wv) },
-                            as_matrix(l.wo),
-                            as_matrix(l.ffn_gate),
-                            as_matrix(l.ffn_up),
-                            as_matrix(l.ffn_down),
+                            { with_pairs(l.wq), with_pairs(l.wk), with_pairs(l.wv) },
+                            with_pairs(l.wo),
+                            with_pairs(l.ffn_gate),
+                            with_pairs(l.ffn_up),
+                            with_pairs(l.ffn_down),
                             { static_cast<uint8_t *>(l.k->data), l.k->type, false, int64_t(l.k->nb[2]), 0 },
                             { static_cast<uint8_t *>(l.v->data), l.v->type, columns, v_cell, v_elem },
                             int64_t(l.k->nb[1]),
@@ -113,6 +113,7 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
         arena_.add(own.gate, slice_floats);
         arena_.add(own.up, slice_floats);
         add_activations(own.input, n, longest);
+        arena_.add(own.thin, 2 * n * thin_size_);
         if (few_) {
             arena_.add(own.x, n * m.n_embd);
             arena_.add(own.rope, n * m.n_embd_head);
@@ -224,8 +225,40 @@ void fused_step::normalize(const private_arrays & own, const float * x, int64_t 
     }
 }
 
+projection fused_step::with_pairs(const ggml_tensor * weight) {
+    projection result{ as_matrix(weight), {} };
+    int64_t    size = 0;
+    for (const fused_pair & pair : model_.pairs) {
+        if (pair.weight == weight) {
+            result.pairs.push_back(as_low_rank(pair.packed, weight->ne[0], weight->ne[1], pair.rank, pair.scale));
+            size += padded_rank(pair.rank);
+        }
+    }
+    thin_size_ = std::max(thin_size_, size);
+    return result;
+}
+
+// What the first halves of the matrix's pairs make of the input: every thread does it for itself, for rows are few.
+void fused_step::reduce(const projection & w, const activations * input, int64_t n_tokens, float * thin) const {
+    for (const low_rank & pair : w.pairs) {
+        ops_.reduce(pair, input, n_tokens, thin, thin_size_);
+        thin += padded_rank(pair.rank);
+    }
+}
+
+// kernels.h's matmul, and with what `reduce` made of the same input, what adapters add.
+void fused_step::multiply(const projection & w, range groups, const activations * input, int64_t n_tokens,
+                          const float * thin, float * y, int64_t stride, const void * next,
+                          const uint8_t * later) const {
+    kernels_.matmul(w, groups.begin, groups.end, input, n_tokens, y, stride, next, later);
+    for (const low_rank & pair : w.pairs) {
+        ops_.expand(pair, groups.begin, groups.end, thin, thin_size_, n_tokens, y, stride);
+        thin += padded_rank(pair.rank);
+    }
+}
+
 // This thread's rows of q, k and v with their RoPE.
-void fused_step::project_qkv(const layer & l, const layer * later, const activations * input, int64_t n_tokens,
+void fused_step::project_qkv(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
                              const float * rope, float * qkv, int ith, int nth) const {
     const int64_t n_embd_head = model_.n_embd_head;
 
@@ -234,15 +267,17 @@ void fused_step::project_qkv(const layer & l, const layer * later, const activat
 
     int64_t first = 0;  // group of this matrix
     for (int i = 0; i < 3; first += l.qkv[i].n_groups(), ++i) {
-        const matrix & w     = l.qkv[i];
-        const int64_t  begin = std::max(mine.begin - first, int64_t(0));
-        const int64_t  end   = std::min(mine.end - first, w.n_groups());
+        const projection & w     = l.qkv[i];
+        const int64_t      begin = std::max(mine.begin - first, int64_t(0));
+        const int64_t      end   = std::min(mine.end - first, w.n_groups());
         if (begin >= end) {
             continue;
         }
         float *         y    = qkv + (first + begin) * GROUP;
         const uint8_t * next = i < 2 && end == w.n_groups() ? l.qkv[i + 1].data : nullptr;
-        kernels_.matmul(w, begin, end, input, n_tokens, y, qkv_size_, next, later ? later->qkv[i].data : nullptr);
+        reduce(w, own.input, n_tokens, own.thin);
+        multiply(w, { begin, end }, own.input, n_tokens, own.thin, y, qkv_size_, next,
+                 later ? later->qkv[i].data : nullptr);
         for (int64_t t = 0; l.rope && i < 2 && t < n_tokens; ++t) {
             const float * angles = rope + t * n_embd_head;
             float *       row    = y + t * qkv_size_;
@@ -326,14 +361,17 @@ void fused_step::quantize_heads(float * heads, activations * out) const {
 void fused_step::feed_forward(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
                               range blocks, activations * hidden, const uint8_t * next) const {
     static_assert(GROUP == BLOCK, "a group of rows makes a block of columns");
-    const int64_t step = std::max(slice_floats / (n_tokens * BLOCK), int64_t(1));
+    const int64_t step    = std::max(slice_floats / (n_tokens * BLOCK), int64_t(1));
+    float * const up_thin = own.thin + n_tokens * thin_size_;
+    reduce(l.gate, own.input, n_tokens, own.thin);
+    reduce(l.up, own.input, n_tokens, up_thin);
     for (int64_t b0 = blocks.begin; b0 < blocks.end; b0 += step) {
         const int64_t b1 = std::min(b0 + step, blocks.end);
         const int64_t n  = (b1 - b0) * BLOCK;
-        kernels_.matmul(l.gate, b0, b1, own.input, n_tokens, own.gate, n, at(l.up, b0),
-                        later ? later->gate.data : nullptr);
-        kernels_.matmul(l.up, b0, b1, own.input, n_tokens, own.up, n, b1 < blocks.end ? at(l.gate, b1) : next,
-                        later ? later->up.data : nullptr);
+        multiply(l.gate, { b0, b1 }, own.input, n_tokens, own.thin, own.gate, n, at(l.up, b0),
+                 later ? later->gate.data : nullptr);
+        multiply(l.up, { b0, b1 }, own.input, n_tokens, up_thin, own.up, n, b1 < blocks.end ? at(l.gate, b1) : next,
+                 later ? later->up.data : nullptr);
         ops_.silu_mul(own.gate, own.up, n_tokens * n, own.vector);
         for (int64_t t = 0; t < n_tokens; ++t) {
             kernels_.quantize(own.vector + t * n, n, token(hidden, t, model_.n_ff) + b0);
@@ -376,7 +414,7 @@ int64_t n_runs() {
 
 void * mobilellm_proc_address(const char * name) {
     static mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy, mobilellm::plan, mobilellm::run,
-                                                mobilellm::n_runs };
+                                                mobilellm::low_rank_size, mobilellm::pack_low_rank, mobilellm::n_runs };
     const bool                        wanted =
         std::strcmp(name, "mobilellm_fused") == 0 && mobilellm_kernels_wanted() == mobilellm_kernels::all;
     return wanted ? &fused : nullptr;

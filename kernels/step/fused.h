@@ -33,8 +33,17 @@ struct fused_layer {
     bool qk_norm;  // of each head of q and k, without weights, after RoPE
 };
 
+// What an adapter adds to a matrix wherever it is multiplied by.
+struct fused_pair {
+    const ggml_tensor * weight;
+    const void *        packed;  // by pack_pair
+    int64_t             rank;
+    float               scale;
+};
+
 struct fused_model {
     std::vector<fused_layer> layers;
+    std::vector<fused_pair>  pairs;
     const ggml_tensor *      output_norm;
     const ggml_tensor *      output;  // nullptr: the normed states are the result, not the logits
 
@@ -77,6 +86,10 @@ struct fused_interface {
     // 3: mask (n_kv, n_tokens), F32 or F16, 0 or -inf; 4: tokens (n_outputs) that are wanted, ascending, I32;
     // 5: the positions that cells hold (n_kv), I32; 6: the sequence of each token (n_tokens), I32
     void (*run)(ggml_tensor * dst, int ith, int nth, void * step);
+
+    // A LoRA pair in the form that the step reads (low_rank.h): its bytes, and packing it.
+    size_t (*pair_size)(const ggml_tensor * a, const ggml_tensor * b);
+    void (*pack_pair)(const ggml_tensor * a, const ggml_tensor * b, void * packed);
 
     // How many steps the calling thread has run as the first thread of a node.
     int64_t (*n_runs)();

@@ -4,6 +4,8 @@
 #pragma once
 
 #include "ggml.h"
+#include "kernels.h"
+#include "low_rank.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -83,6 +85,11 @@ struct fused_ops {
     void (*combine)(const float * out, const float * largest, const float * sum, int n_shards, int64_t stride,
                     int64_t n_head, int64_t n_embd_head, float * y);
     void (*attend_tile)(const attention_tile & tile);
+    // thin[t · stride + r], r up to the padded rank: scale · (row r of a) · x[t], tokens as in kernels.h's matmul
+    void (*reduce)(const low_rank & pair, const activations * x, int64_t n_tokens, float * thin, int64_t stride);
+    // y[t · stride + r] += row r of b · thin[t], for groups [g0, g1) as in matmul
+    void (*expand)(const low_rank & pair, int64_t g0, int64_t g1, const float * thin, int64_t thin_stride,
+                   int64_t n_tokens, float * y, int64_t stride);
 };
 
 }  // namespace mobilellm

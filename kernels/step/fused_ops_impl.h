@@ -6,6 +6,7 @@
 #include "cache_rows.h"
 #include "fused_ops.h"
 #include "lanes.h"
+#include "low_rank_impl.h"
 
 #include <cmath>
 
@@ -342,7 +343,8 @@ struct fused_ops_on {
     }
 
     static constexpr mobilellm::fused_ops table = {
-        add, rms_norm, silu_mul, hadamard, store, attend, combine, attend_tile_on<L>,
+        add,     rms_norm,          silu_mul,     hadamard,     store, attend,
+        combine, attend_tile_on<L>, reduce_on<L>, expand_on<L>,
     };
 };
 

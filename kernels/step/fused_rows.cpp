@@ -49,7 +49,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         const layer * later = early ? l.later : nullptr;
 
         normalize(own, own.x, n, l.attn_norm);
-        project_qkv(l, later, own.input, n, own.rope, qkv_, ith, nth);
+        project_qkv(l, later, own, n, own.rope, qkv_, ith, nth);
         meet();
 
         if (n > 1) {
@@ -68,8 +68,9 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
                          q_size_, m.n_head, m.n_embd_head, own.vector);
             quantize_heads(own.vector, token(own.input, t, q_size_));
         }
-        kernels_.matmul(l.wo, rows.begin, rows.end, own.input, n, update_ + rows.begin * GROUP, m.n_embd,
-                        at(l.gate, blocks.begin), later ? later->wo.data : nullptr);
+        reduce(l.wo, own.input, n, own.thin);
+        multiply(l.wo, rows, own.input, n, own.thin, update_ + rows.begin * GROUP, m.n_embd, at(l.gate, blocks.begin),
+                 later ? later->wo.data : nullptr);
         meet();
 
         ops_.add(own.x, update_, n * m.n_embd);
@@ -77,8 +78,9 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         feed_forward(l, later, own, n, blocks, hidden_, at(l.down, rows.begin));
         meet();
 
-        kernels_.matmul(l.down, rows.begin, rows.end, hidden_, n, update_ + rows.begin * GROUP, m.n_embd, nullptr,
-                        later ? later->down.data : nullptr);
+        reduce(l.down, hidden_, n, own.thin);
+        multiply(l.down, rows, hidden_, n, own.thin, update_ + rows.begin * GROUP, m.n_embd, nullptr,
+                 later ? later->down.data : nullptr);
         meet();
         ops_.add(own.x, update_, n * m.n_embd);
     }

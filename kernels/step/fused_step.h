@@ -46,14 +46,19 @@ inline activations * token(activations * rows, int64_t t, int64_t n_cols) {
     return reinterpret_cast<activations *>(reinterpret_cast<uint8_t *>(rows) + t * activation_size(n_cols));
 }
 
+// A matrix of the model and what adapters add to it.
+struct projection : matrix {
+    std::vector<low_rank> pairs;
+};
+
 struct layer {
     const float * attn_norm;
     const float * ffn_norm;
-    matrix        qkv[3];
-    matrix        wo;
-    matrix        gate;
-    matrix        up;
-    matrix        down;
+    projection    qkv[3];
+    projection    wo;
+    projection    gate;
+    projection    up;
+    projection    down;
     head_cache    k;  // of KV head 0
     head_cache    v;
     int64_t       k_head;  // bytes from one head to the next
@@ -90,6 +95,7 @@ struct private_arrays {
     float *       gate;    // a slice of the feed-forward
     float *       up;      // likewise
     activations * input;   // (n, the longest row) of the next matrix
+    float *       thin;    // (2, n, thin_size_) what rows of adapters make of the input, twice for gate and up
     // few tokens
     float *       x;       // (n, n_embd) the residual stream
     float *       rope;    // (n, n_embd_head)
@@ -119,7 +125,11 @@ class fused_step {
     // of both
     void rope_angles(int32_t position, float * rope) const;
     void normalize(const private_arrays & own, const float * x, int64_t n_tokens, const float * weight) const;
-    void project_qkv(const layer & l, const layer * later, const activations * input, int64_t n_tokens,
+    projection with_pairs(const ggml_tensor * weight);
+    void       reduce(const projection & w, const activations * input, int64_t n_tokens, float * thin) const;
+    void multiply(const projection & w, range groups, const activations * input, int64_t n_tokens, const float * thin,
+                  float * y, int64_t stride, const void * next, const uint8_t * later) const;
+    void project_qkv(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
                      const float * rope, float * qkv, int ith, int nth) const;
     void ready_for_scores(const layer & l, float * heads, int64_t n) const;
     void write_cell(const layer & l, const private_arrays & own, const float * qkv, int64_t head, int64_t cell) const;
@@ -144,6 +154,7 @@ class fused_step {
     const fused_ops &  ops_     = best().ops;
     std::vector<layer> layers_;
     matrix             output_{};  // without data where the states are the result
+    int64_t            thin_size_ = 0;  // the padded ranks of all pairs of a matrix, the most of any
     int64_t            n_group_;
     int64_t            n_scores_;
     int64_t            q_size_;

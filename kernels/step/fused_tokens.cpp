@@ -109,7 +109,7 @@ void fused_step::begin_layer(const layer & l, const fused_request & r, const pri
     float *             qkv = qkv_ + tokens.begin * qkv_size_;
 
     normalize(own, x_ + tokens.begin * m.n_embd, tokens.size(), l.attn_norm);
-    project_qkv(l, nullptr, own.input, tokens.size(), rope_ + tokens.begin * m.n_embd_head, qkv, 0, 1);
+    project_qkv(l, nullptr, own, tokens.size(), rope_ + tokens.begin * m.n_embd_head, qkv, 0, 1);
     for (int64_t t = tokens.begin; t < tokens.end; ++t, qkv += qkv_size_) {
         for (int64_t head = 0; head < m.n_head_kv; ++head) {
             write_cell(l, own, qkv, head, r.cells[t] % m.kv_size);
@@ -150,12 +150,14 @@ void fused_step::finish_layer(const layer & l, const private_arrays & own, int64
     for (int64_t t = 0; t < n; ++t) {
         quantize_heads(own.rows + t * q_size_, token(own.input, t, q_size_));
     }
-    kernels_.matmul(l.wo, 0, l.wo.n_groups(), own.input, n, own.rows, m.n_embd, l.gate.data, nullptr);
+    reduce(l.wo, own.input, n, own.thin);
+    multiply(l.wo, { 0, l.wo.n_groups() }, own.input, n, own.thin, own.rows, m.n_embd, l.gate.data, nullptr);
     ops_.add(x, own.rows, n * m.n_embd);
 
     normalize(own, x, n, l.ffn_norm);
     feed_forward(l, nullptr, own, n, { 0, m.n_ff / BLOCK }, own.hidden, l.down.data);
-    kernels_.matmul(l.down, 0, l.down.n_groups(), own.hidden, n, own.rows, m.n_embd, nullptr, nullptr);
+    reduce(l.down, own.hidden, n, own.thin);
+    multiply(l.down, { 0, l.down.n_groups() }, own.hidden, n, own.thin, own.rows, m.n_embd, nullptr, nullptr);
     ops_.add(x, own.rows, n * m.n_embd);
 }
 

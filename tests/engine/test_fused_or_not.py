@@ -10,52 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
 from gguf_edit import BOOL, F32, STRING, U32, rewrite
 from sessions import BF16, NOISE, Q4_0, TOKENS, Session, decode, distance, load
 
 from mobilellm_cpp.engine.library import llama_cpp
-
-
-def lora_file(path: Path, folder: Path) -> Path:
-    rng = np.random.default_rng(3)
-    writer = GGUFWriter(folder / "lora.gguf", "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 8.0)
-    a, b = rng.normal(size=(4, 384)) * 0.1, rng.normal(size=(384, 4)) * 0.1
-    writer.add_tensor("blk.1.attn_q.weight.lora_a", a.astype(np.float32))
-    writer.add_tensor("blk.1.attn_q.weight.lora_b", b.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return folder / "lora.gguf"
-
-
-def test_lora_takes_the_ordinary_graph_and_leaves_it(files, ordinary, tmp_path):
-    llm = load(files["llama"])
-    lora = lora_file(files["llama"], tmp_path)
-    adapter = llama_cpp.llama_adapter_lora_init(llm.model, str(lora).encode())
-    assert adapter
-
-    def run():
-        session = Session(llm)
-        rows = [session.run(TOKENS[:5])]
-        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
-        assert not llama_cpp.llama_set_adapters_lora(
-            session.ctx, adapters, 1, (ctypes.c_float * 1)(1)
-        )
-        rows.append(session.run(TOKENS[5:10], first=5))
-        assert not llama_cpp.llama_set_adapters_lora(session.ctx, None, 0, None)
-        rows.append(session.run(TOKENS[10:15], first=10))
-        session.close()
-        return rows
-
-    fused, other = run(), ordinary(run)
-    assert distance(fused[1], decode(files["llama"])[5:10]) > 0.05  # the adapter does something
-    for got, want in zip(fused, other, strict=True):
-        assert 0 < distance(got, want) < NOISE
 
 
 def test_a_control_vector_takes_the_ordinary_graph(files, ordinary):

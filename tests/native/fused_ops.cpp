@@ -313,8 +313,107 @@ void test_attention_tile(const fused_ops & ops, const std::string & name, ggml_t
     }
 }
 
-void test(const fused_ops & ops, const std::string & name) {
+// What a LoRA pair adds, of halves that are packed from several types; then of fewer tokens and groups, which changes
+// no bit.
+void test_low_rank(const fused_ops & ops, const kernels & products, const std::string & name, ggml_type type,
+                   int64_t n_cols, int64_t n_rows, int64_t rank, int64_t n_tokens) {
+    const std::string at = name + ": a pair of " + ggml_type_name(type) + ", rank " + std::to_string(rank) + ", " +
+                           std::to_string(n_cols) + " to " + std::to_string(n_rows) + ", " + std::to_string(n_tokens) +
+                           " tokens";
+    std::vector<float> a_values = normals(rank * n_cols), b_values = normals(n_rows * rank);
+    const bool         wide = type == GGML_TYPE_F32 || type == GGML_TYPE_BF16;
+    for (int64_t r = 0; wide && r < rank; ++r) {  // small and large ones: FP16's range is not enough
+        for (int64_t c = 0; c < n_cols; ++c) {
+            a_values[r * n_cols + c] *= std::ldexp(1.0f, int(7 * r % 80) - 40);
+        }
+        for (int64_t i = 0; i < n_rows; ++i) {
+            b_values[i * rank + r] *= std::ldexp(1.0f, 40 - int(7 * r % 80));
+        }
+    }
+    const auto tensor = [](ggml_type of, int64_t n, int64_t rows, std::vector<float> & values,
+                           std::vector<uint8_t> & data) {
+        data.resize(ggml_row_size(of, n) * rows);
+        ggml_quantize_chunk(of, values.data(), data.data(), 0, rows, n, nullptr);
+        if (of != GGML_TYPE_F32) {
+            ggml_get_type_traits(of)->to_float(data.data(), values.data(), int64_t(values.size()));
+        }
+        ggml_tensor t = {};
+        t.type        = of;
+        t.ne[0]       = n;
+        t.ne[1]       = rows;
+        t.ne[2] = t.ne[3] = 1;
+        t.nb[0]           = ggml_type_size(of);
+        t.nb[1] = t.nb[2] = t.nb[3] = ggml_row_size(of, n);
+        t.data                      = data.data();
+        return t;
+    };
+    std::vector<uint8_t> a_data, b_data;
+    const ggml_tensor    a = tensor(type, n_cols, rank, a_values, a_data);
+    const ggml_tensor    b = tensor(GGML_TYPE_F32, rank, n_rows, b_values, b_data);
+
+    std::vector<float> packed(low_rank_size(&a, &b) / sizeof(float) + 1);
+    pack_low_rank(&a, &b, packed.data());
+    const low_rank pair = as_low_rank(packed.data(), n_cols, n_rows, rank, 0.7f);
+
+    const std::vector<float> x      = normals(n_tokens * n_cols);
+    const size_t             q_size = activation_size(n_cols);
+    std::vector<uint8_t>     q(n_tokens * q_size);
+    const auto               token = [&](int64_t t) { return reinterpret_cast<activations *>(q.data() + t * q_size); };
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        products.quantize(x.data() + t * n_cols, n_cols, token(t));
+    }
+    const int64_t      stride = padded_rank(rank) + 4, y_stride = n_rows + 5;
+    std::vector<float> before = normals(n_tokens * y_stride), y = before, thin(n_tokens * stride);
+    ops.reduce(pair, token(0), n_tokens, thin.data(), stride);
+    ops.expand(pair, 0, (n_rows + GROUP - 1) / GROUP, thin.data(), stride, n_tokens, y.data(), y_stride);
+
+    std::vector<double> expected(before.begin(), before.end());
+    std::vector<double> bounds(expected.size());  // of what is added, without signs
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        for (int64_t r = 0; r < rank; ++r) {
+            double sum = 0.0, magnitude = 0.0;
+            for (int64_t c = 0; c < n_cols; ++c) {
+                const activations & block = token(t)[c / BLOCK];
+                const double        part  = double(a_values[r * n_cols + c]) * block.q[c % BLOCK] * block.d;
+                sum += part;
+                magnitude += std::fabs(part);
+            }
+            for (int64_t i = 0; i < n_rows; ++i) {
+                expected[t * y_stride + i] += 0.7 * sum * b_values[i * rank + r];
+                bounds[t * y_stride + i] += 0.7 * magnitude * std::fabs(b_values[i * rank + r]);
+            }
+        }
+    }
+    ++n_cases;
+    for (size_t i = 0; i < y.size(); ++i) {  // either half keeps 11 bits
+        if (!(std::fabs(y[i] - expected[i]) <= 1e-3 * bounds[i] + 1e-6)) {
+            std::printf("FAILED: %s: element %zu is %.9g, not %.9g\n", at.c_str(), i, y[i], expected[i]);
+            std::exit(1);
+        }
+    }
+    std::vector<float> again = before;
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        ops.reduce(pair, token(t), 1, thin.data(), stride);
+        for (int64_t g = 0; g < (n_rows + GROUP - 1) / GROUP; ++g) {
+            ops.expand(pair, g, g + 1, thin.data(), stride, 1, again.data() + t * y_stride + g * GROUP, y_stride);
+        }
+    }
+    if (again != y) {
+        std::printf("FAILED: %s: other bits for a token alone\n", at.c_str());
+        std::exit(1);
+    }
+}
+
+void test(const fused_ops & ops, const kernels & products, const std::string & name) {
     n_cases = 0;
+    for (const int64_t rank : { 1, 4, 9, 16, 64 }) {
+        for (const int64_t n_tokens : { 1, 2, 5 }) {
+            for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 }) {
+                test_low_rank(ops, products, name, type, 192, 100, rank, n_tokens);
+            }
+            test_low_rank(ops, products, name, GGML_TYPE_F32, 576, 64, rank, n_tokens);
+        }
+    }
     test_rows(ops, name);
     test_hadamard(ops, name);
     for (const int64_t n_cache : { 1, 5, 33, 70 }) {
@@ -351,6 +450,6 @@ void test(const fused_ops & ops, const std::string & name) {
 
 void test_fused_ops() {
     for (const mobilellm::instruction_set & set : mobilellm::instruction_sets()) {
-        test(set.ops, set.name);
+        test(set.ops, set.products, set.name);
     }
 }

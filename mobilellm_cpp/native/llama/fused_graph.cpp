@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <set>
 #include <string>
 #include <string_view>
@@ -80,8 +81,7 @@ bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
     const bool seen =
         c.embeddings_nextn || (c.cb_eval && c.cb_eval != mobilellm_at_final_norm) ||
         std::find(c.embeddings_layer_inp.begin(), c.embeddings_layer_inp.end(), true) != c.embeddings_layer_inp.end();
-    if (!step || seen || !c.causal_attn || c.training || c.yarn_ext_factor != 0.0f ||
-        (params.loras && !params.loras->empty())) {
+    if (!step || seen || !c.causal_attn || c.training || c.yarn_ext_factor != 0.0f) {
         return false;
     }
     for (uint32_t il = 0; params.cvec && il < n_layer; ++il) {
@@ -90,6 +90,27 @@ bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
         }
     }
     return dynamic_cast<const llama_kv_cache_context *>(params.mctx) != nullptr;
+}
+
+// Packs the pairs of an adapter, once: they live as long as it does, each where `extra` of its first half points.
+void pack(llama_adapter_lora & adapter) {
+    static std::mutex                 packing;
+    const std::lock_guard<std::mutex> lock(packing);
+    const auto                        n = adapter.ab_map.size();
+    if (n == 0 || adapter.ab_map.begin()->second.a->extra) {
+        return;
+    }
+    size_t size = 0;
+    for (const auto & [name, pair] : adapter.ab_map) {
+        size += GGML_PAD(fused_kernels()->pair_size(pair.a, pair.b), 64) + ggml_tensor_overhead() + 64;
+    }
+    adapter.ctxs.emplace_back(ggml_init({ size, nullptr, /*no_alloc*/ false }));
+    for (const auto & [name, pair] : adapter.ab_map) {
+        const int64_t bytes  = fused_kernels()->pair_size(pair.a, pair.b);
+        ggml_tensor * packed = ggml_new_tensor_1d(adapter.ctxs.back().get(), GGML_TYPE_I8, bytes + 64);
+        pair.a->extra        = reinterpret_cast<void *>(GGML_PAD(reinterpret_cast<uintptr_t>(packed->data), 64));
+        fused_kernels()->pack_pair(pair.a, pair.b, pair.a->extra);
+    }
 }
 
 // What the step reads beside upstream's inputs. Keeps the step alive as long as the graph that runs it; a request that
@@ -135,7 +156,8 @@ struct fused_graph : public llm_graph_context {
         if (!describe(model, m)) {
             return false;
         }
-        m.output          = cparams.cb_eval || cparams.embeddings || model.output_s ? nullptr : model.output;
+        m.output = cparams.cb_eval || cparams.embeddings || model.output_s || adapted(model.output) ? nullptr :
+                                                                                                      model.output;
         fused_step * step = fused_kernels()->create(m);
         if (!step && m.output) {  // a matrix of another type
             m.output = nullptr;
@@ -178,8 +200,40 @@ struct fused_graph : public llm_graph_context {
     }
 
   private:
+    bool adapted(ggml_tensor * weight) const {
+        return std::any_of(loras->begin(), loras->end(),
+                           [&](const auto & used) { return used.first->get_weight(weight) != nullptr; });
+    }
+
+    // What the adapters in use add to the matrices of the blocks; false where one changes anything else. (The output
+    // matrix gets a node of its own then.)
+    bool describe_adapters(const llama_model & model, fused_model & m) {
+        std::set<ggml_tensor *> matrices;
+        for (const llama_layer & l : model.layers) {
+            matrices.insert({ l.wq, l.wk, l.wv, l.wo, l.ffn_gate, l.ffn_up, l.ffn_down });
+        }
+        for (const auto & [adapter, factor] : *loras) {
+            size_t known = adapter->get_weight(model.output) != nullptr;
+            pack(*adapter);
+            for (ggml_tensor * weight : matrices) {
+                if (const llama_adapter_lora_weight * pair = adapter->get_weight(weight)) {
+                    m.pairs.push_back(
+                        { weight, pair->a->extra, pair->a->ne[1], pair->get_scale(adapter->alpha, factor) });
+                    ++known;
+                }
+            }
+            if (known != adapter->ab_map.size()) {
+                return false;
+            }
+        }
+        return true;
+    }
+
     bool describe(const llama_model & model, fused_model & m) {
         const auto * memory = static_cast<const llama_kv_cache_context *>(mctx);
+        if (!describe_adapters(model, m)) {
+            return false;
+        }
 
         for (int il = 0; il < n_layer; ++il) {
             const llama_layer & l    = model.layers[il];
