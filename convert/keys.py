@@ -31,8 +31,8 @@ NORM_EPSILON = _key(Keys.Attention.LAYERNORM_RMS_EPS)
 ROPE_DIMENSIONS = _key(Keys.Rope.DIMENSION_COUNT)
 ROPE_BASE = _key(Keys.Rope.FREQ_BASE)
 VOCAB_SIZE = _key(Keys.LLM.VOCAB_SIZE)
-SLIDING_WINDOW = _key(Keys.Attention.SLIDING_WINDOW, fused=False)
-SLIDING_PATTERN = _key(Keys.Attention.SLIDING_WINDOW_PATTERN, fused=False)
+SLIDING_WINDOW = _key(Keys.Attention.SLIDING_WINDOW)
+SLIDING_PATTERN = _key(Keys.Attention.SLIDING_WINDOW_PATTERN)
 
 # of this project, the third of upstream's granite_swa, too
 BLOCK_SCHEDULE = _key("{arch}.block_schedule")  # the stored block of each executed layer

@@ -1,9 +1,8 @@
 // Attention for several tokens at a time: the products of fused_ops.h's attention_tile as register-tiled
 // matrix-matrix multiplications, softmax on the way (Milakov and Gimelshein, arXiv 1805.02867).
 //
-// What a token gets depends on nothing but the cells it sees, bit for bit, as long as they are the first ones of the
-// list: cells are taken in blocks of tile_cells, products are summed in the order of the list, and those of cells that
-// it does not see are zero.
+// What a token gets depends on nothing but the cells it sees, bit for bit: cells are taken in blocks of tile_cells
+// positions, products are summed in the order of the list, and those of cells that it does not see are zero.
 
 #pragma once
 
@@ -189,8 +188,9 @@ void attend_tile_on(const attention_tile & a) {
     }
 
     for (int64_t first = 0, last; first < a.n_cells; first = last) {
-        uint64_t seen = everyone;
-        for (last = first; last < a.n_cells && last < first + tile_cells; ++last) {
+        const auto block = [&](int64_t i) { return a.positions[a.cells[i]] / tile_cells; };
+        uint64_t   seen  = everyone;
+        for (last = first; last < a.n_cells && last < first + tile_cells && block(last) == block(first); ++last) {
             seen &= a.seen[last];
         }
         const int64_t n_cells = last - first;

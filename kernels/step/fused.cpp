@@ -62,10 +62,14 @@ bool fused_step::knows(const fused_model & m) {
 fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.layers.size() + 1) {
     const fused_model & m = model_;
 
-    q_size_   = m.n_head * m.n_embd_head;
-    qkv_size_ = q_size_ + 2 * m.n_head_kv * m.n_embd_head;
-    n_group_  = m.n_head / m.n_head_kv;
-    n_scores_ = padded(std::max(shard_cells, (m.n_kv + max_shards - 1) / max_shards), 16);
+    q_size_      = m.n_head * m.n_embd_head;
+    qkv_size_    = q_size_ + 2 * m.n_head_kv * m.n_embd_head;
+    n_group_     = m.n_head / m.n_head_kv;
+    int64_t most = 0;  // cells
+    for (const fused_cache & cache : m.caches) {
+        most = std::max(most, cache.n_kv);
+    }
+    n_scores_ = padded(std::max(shard_cells, (most + max_shards - 1) / max_shards), 16);
 
     for (const fused_layer & l : m.layers) {
         const bool    columns = transposed(l.v);
@@ -84,6 +88,7 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
                             int64_t(l.v->nb[1]),
                             l.rope,
                             l.qk_norm,
+                            l.cache,
                             nullptr });
     }
     for (size_t il = 1; il + 1 < layers_.size(); ++il) {
@@ -126,8 +131,11 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
         }
     }
     arena_.add(qkv_, m.n_tokens * qkv_size_);
-    arena_.add(cells_, n_lists_ * m.n_kv);
-    arena_.add(n_cells_, n_lists_);
+    for (size_t c = 0; c < m.caches.size(); ++c) {
+        arena_.add(lists_[c].cells, n_lists_ * m.caches[c].n_kv);
+        arena_.add(lists_[c].n_cells, n_lists_);
+        arena_.add(lists_[c].seen, few_ ? 0 : n_lists_ * m.caches[c].n_kv);
+    }
     if (few_) {
         arena_.add(out_, n * max_shards * q_size_);
         arena_.add(largest_, n * max_shards * m.n_head);
@@ -137,47 +145,10 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
     } else {
         arena_.add(x_, m.n_tokens * m.n_embd);
         arena_.add(rope_, m.n_tokens * m.n_embd_head);
-        arena_.add(seen_, n_lists_ * m.n_kv);
         chunks_.reserve(n_lists_);
         add_activations(last_, m.n_outputs, m.n_embd);
     }
     arena_.allocate();
-}
-
-fused_request::fused_request(ggml_tensor * dst) :
-    embd(static_cast<const float *>(dst->src[0]->data)),
-    positions(static_cast<const int32_t *>(dst->src[1]->data)),
-    cells(static_cast<const int64_t *>(dst->src[2]->data)),
-    mask(dst->src[3]),
-    outputs(static_cast<const int32_t *>(dst->src[4]->data)),
-    cell_positions(static_cast<const int32_t *>(dst->src[5]->data)),
-    sequences(static_cast<const int32_t *>(dst->src[6]->data)),
-    out(static_cast<float *>(dst->data)) {}
-
-bool fused_request::sees(int64_t token, int64_t cell) const {
-    const char * row = static_cast<const char *>(mask->data) + token * mask->nb[1];
-    return mask->type == GGML_TYPE_F16 ? reinterpret_cast<const ggml_fp16_t *>(row)[cell] == 0
-                                       : reinterpret_cast<const float *>(row)[cell] == 0.0f;
-}
-
-void fused_request::sort(int32_t * cells, int64_t n, uint64_t * seen) const {
-    const auto earlier = [&](int32_t a, int32_t b) { return cell_positions[a] < cell_positions[b]; };
-    if (std::is_sorted(cells, cells + n, earlier)) {
-        return;
-    }
-    if (!seen) {
-        std::sort(cells, cells + n, earlier);
-        return;
-    }
-    std::vector<std::pair<int32_t, uint64_t>> pairs;
-    for (int64_t i = 0; i < n; ++i) {
-        pairs.emplace_back(cells[i], seen[i]);
-    }
-    std::sort(pairs.begin(), pairs.end(), [&](const auto & a, const auto & b) { return earlier(a.first, b.first); });
-    for (int64_t i = 0; i < n; ++i) {
-        cells[i] = pairs[i].first;
-        seen[i]  = pairs[i].second;
-    }
 }
 
 // Of the calling thread.
@@ -188,7 +159,7 @@ void fused_step::run(ggml_tensor * dst, int ith, int nth) {
     if (ith >= nth) {
         return;
     }
-    const fused_request r(dst);
+    const fused_request r(dst, model_);
     own_runs += ith == 0;
     if (few_) {
         share_rows(r, ith, nth);
@@ -413,8 +384,9 @@ int64_t n_runs() {
 }  // namespace mobilellm
 
 void * mobilellm_proc_address(const char * name) {
-    static mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy, mobilellm::plan, mobilellm::run,
-                                                mobilellm::low_rank_size, mobilellm::pack_low_rank, mobilellm::n_runs };
+    static mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy,       mobilellm::plan,
+                                                mobilellm::run,    mobilellm::low_rank_size, mobilellm::pack_low_rank,
+                                                mobilellm::n_runs };
     const bool                        wanted =
         std::strcmp(name, "mobilellm_fused") == 0 && mobilellm_kernels_wanted() == mobilellm_kernels::all;
     return wanted ? &fused : nullptr;

@@ -31,6 +31,14 @@ struct fused_layer {
 
     bool rope;
     bool qk_norm;  // of each head of q and k, without weights, after RoPE
+    int  cache;    // which of the model's caches k and v are of
+};
+
+constexpr int max_caches = 2;  // one of all layers alike, or one of full and one of sliding layers
+
+struct fused_cache {
+    int64_t n_kv;  // cells the mask speaks of
+    int64_t size;  // cells of the whole cache
 };
 
 // What an adapter adds to a matrix wherever it is multiplied by.
@@ -55,8 +63,8 @@ struct fused_model {
     int64_t n_head;
     int64_t n_head_kv;
     int64_t n_embd_head;  // also the number of rotated dimensions
-    int64_t n_kv;         // cells the mask speaks of
-    int64_t kv_size;      // cells of the whole cache
+
+    std::vector<fused_cache> caches;  // max_caches at most
 
     float eps;
     float kq_scale;
@@ -82,9 +90,10 @@ struct fused_interface {
     void (*plan)(fused_step * step, ggml_tensor * node);
 
     // A ggml_custom_op_t; user data is the step, and dst (n_vocab or n_embd, at least n_outputs) has the sources
-    // 0: embeddings (n_embd, n_tokens), F32; 1: positions (n_tokens), I32; 2: cells to write (n_tokens), I64;
-    // 3: mask (n_kv, n_tokens), F32 or F16, 0 or -inf; 4: tokens (n_outputs) that are wanted, ascending, I32;
-    // 5: the positions that cells hold (n_kv), I32; 6: the sequence of each token (n_tokens), I32
+    // 0: embeddings (n_embd, n_tokens), F32; 1: positions (n_tokens), I32; 2: tokens (n_outputs) that are wanted,
+    // ascending, I32; 3: the sequence of each token (n_tokens) and then, for each cache, the positions that its cells
+    // hold (n_kv), I32; and for each cache, from 4 on: cells to write (n_tokens), I64; mask (n_kv, n_tokens), F32 or
+    // F16, 0 or -inf
     void (*run)(ggml_tensor * dst, int ith, int nth, void * step);
 
     // A LoRA pair in the form that the step reads (low_rank.h): its bytes, and packing it.

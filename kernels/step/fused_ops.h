@@ -54,8 +54,9 @@ struct attention_tile {
     int64_t          q_stride;
     head_cache       k;
     head_cache       v;
-    const int32_t *  cells;  // all that any of the tokens sees, in the order of their positions
-    const uint64_t * seen;   // (n_cells) bit first_bit + t: token t sees the cell
+    const int32_t *  cells;      // all that any of the tokens sees, in the order of their positions
+    const int32_t *  positions;  // by cell
+    const uint64_t * seen;       // (n_cells) bit first_bit + t: token t sees the cell
     int64_t          first_bit;
     int64_t          n_cells;
 

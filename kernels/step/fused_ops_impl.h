@@ -343,8 +343,7 @@ struct fused_ops_on {
     }
 
     static constexpr mobilellm::fused_ops table = {
-        add,     rms_norm,          silu_mul,     hadamard,     store, attend,
-        combine, attend_tile_on<L>, reduce_on<L>, expand_on<L>,
+        add, rms_norm, silu_mul, hadamard, store, attend, combine, attend_tile_on<L>, reduce_on<L>, expand_on<L>,
     };
 };
 

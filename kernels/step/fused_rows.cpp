@@ -18,16 +18,19 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
     if (ith == 0) {
         own_thread_limit().begin();
     }
-    for (int64_t t = ith; t < n; t += nth) {
-        int32_t * const list   = cells_ + t * m.n_kv;
-        int64_t         n_seen = 0;
-        for (int64_t cell = 0; cell < m.n_kv; ++cell) {
-            if (r.sees(t, cell)) {
+    for (int64_t i = ith; i < n * int64_t(m.caches.size()); i += nth) {
+        const int64_t         t      = i % n;
+        const request_cache & cache  = r.caches[i / n];
+        const int64_t         n_kv   = m.caches[i / n].n_kv;
+        int32_t * const       list   = lists_[i / n].cells + t * n_kv;
+        int64_t               n_seen = 0;
+        for (int64_t cell = 0; cell < n_kv; ++cell) {
+            if (cache.sees(t, cell)) {
                 list[n_seen++] = int32_t(cell);
             }
         }
-        r.sort(list, n_seen);
-        n_cells_[t] = n_seen;
+        cache.sort(list, n_seen);
+        lists_[i / n].n_cells[t] = n_seen;
     }
     std::memcpy(own.x, r.embd, n * m.n_embd * sizeof(float));
     for (int64_t t = 0; t < n; ++t) {
@@ -55,7 +58,8 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         if (n > 1) {
             for (int64_t i = heads.begin; i < heads.end; ++i) {
                 const int64_t t = i / m.n_head_kv;
-                write_cell(l, own, qkv_ + t * qkv_size_, i % m.n_head_kv, r.cells[t] % m.kv_size);
+                write_cell(l, own, qkv_ + t * qkv_size_, i % m.n_head_kv,
+                           r.caches[l.cache].cells[t] % m.caches[l.cache].size);
             }
             meet();
         }
@@ -64,8 +68,8 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
 
         for (int64_t t = 0; t < n; ++t) {
             const int64_t shards = t * max_shards;
-            ops_.combine(out_ + shards * q_size_, largest_ + shards * m.n_head, sum_ + shards * m.n_head, n_shards(t),
-                         q_size_, m.n_head, m.n_embd_head, own.vector);
+            ops_.combine(out_ + shards * q_size_, largest_ + shards * m.n_head, sum_ + shards * m.n_head,
+                         n_shards(l, t), q_size_, m.n_head, m.n_embd_head, own.vector);
             quantize_heads(own.vector, token(own.input, t, q_size_));
         }
         reduce(l.wo, own.input, n, own.thin);
@@ -97,8 +101,9 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
     }
 }
 
-int fused_step::n_shards(int64_t token) const {
-    return int(std::clamp<int64_t>((n_cells_[token] + shard_cells - 1) / shard_cells, 1, max_shards));
+int fused_step::n_shards(const layer & l, int64_t token) const {
+    const int64_t n_cells = lists_[l.cache].n_cells[token];
+    return int(std::clamp<int64_t>((n_cells + shard_cells - 1) / shard_cells, 1, max_shards));
 }
 
 void fused_step::attend(const layer & l, const fused_request & r, const private_arrays & own, int ith, int nth) {
@@ -106,19 +111,19 @@ void fused_step::attend(const layer & l, const fused_request & r, const private_
 
     int64_t n_tasks = 0;
     for (int64_t t = 0; t < m.n_tokens; ++t) {
-        n_tasks += n_shards(t) * m.n_head_kv;
+        n_tasks += n_shards(l, t) * m.n_head_kv;
     }
     const range mine  = share(n_tasks, ith, nth);
     int64_t     first = 0;  // task of this token
-    for (int64_t t = 0; t < m.n_tokens; first += n_shards(t) * m.n_head_kv, ++t) {
+    for (int64_t t = 0; t < m.n_tokens; first += n_shards(l, t) * m.n_head_kv, ++t) {
         const int64_t begin = std::max(mine.begin - first, int64_t(0));
-        const int64_t end   = std::min(mine.end - first, n_shards(t) * m.n_head_kv);
+        const int64_t end   = std::min(mine.end - first, n_shards(l, t) * m.n_head_kv);
         if (begin >= end) {
             continue;
         }
         const float *   qkv  = qkv_ + t * qkv_size_;
-        const int64_t   cell = r.cells[t] % m.kv_size;
-        const int32_t * list = cells_ + t * m.n_kv;
+        const int64_t   cell = r.caches[l.cache].cells[t] % m.caches[l.cache].size;
+        const int32_t * list = lists_[l.cache].cells + t * m.caches[l.cache].n_kv;
         std::copy(qkv, qkv + q_size_, own.q);
         ready_for_scores(l, own.q, m.n_head);
         for (int64_t i = 0; i < q_size_; ++i) {
@@ -128,7 +133,7 @@ void fused_step::attend(const layer & l, const fused_request & r, const private_
             const int64_t   shard  = task / m.n_head_kv;
             const int64_t   head   = task % m.n_head_kv;
             const int64_t   q_head = head * n_group_;
-            const range     cells  = share(n_cells_[t], shard, n_shards(t));
+            const range     cells  = share(lists_[l.cache].n_cells[t], shard, n_shards(l, t));
             const int32_t * from   = list + cells.begin;
             const int32_t * to     = list + cells.end;
             const int64_t   slot   = (t * max_shards + shard) * m.n_head + q_head;

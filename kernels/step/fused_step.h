@@ -65,27 +65,40 @@ struct layer {
     int64_t       v_head;
     bool          rope;
     bool          qk_norm;
+    int           cache;
     const layer * later;  // in whose turn the weights change, when those of this layer come from the cache
 };
 
-// The sources of the node and where its result goes.
-struct fused_request {
-    explicit fused_request(ggml_tensor * dst);
-
+// What a request says of one cache.
+struct request_cache {
     bool sees(int64_t token, int64_t cell) const;
 
     // Puts cells in the order of their positions, in which attention adds them up: where they lie in the cache is an
     // accident of who else uses it. `seen`, if any, has a value for each of the n cells, which goes with it.
     void sort(int32_t * cells, int64_t n, uint64_t * seen = nullptr) const;
 
-    const float *       embd;       // (n_tokens, n_embd)
-    const int32_t *     positions;  // (n_tokens)
-    const int64_t *     cells;      // (n_tokens) where K and V go, in the whole cache
+    const int64_t *     cells;  // (n_tokens) where K and V go, in the whole cache
     const ggml_tensor * mask;
-    const int32_t *     outputs;         // (n_outputs) tokens, ascending
-    const int32_t *     cell_positions;  // (n_kv)
-    const int32_t *     sequences;       // (n_tokens)
-    float *             out;             // (n_outputs, n_vocab or n_embd)
+    const int32_t *     positions;  // (n_kv) of its cells
+};
+
+// The sources of the node and where its result goes.
+struct fused_request {
+    fused_request(ggml_tensor * dst, const fused_model & model);
+
+    const float *   embd;       // (n_tokens, n_embd)
+    const int32_t * positions;  // (n_tokens)
+    const int32_t * outputs;    // (n_outputs) tokens, ascending
+    const int32_t * sequences;  // (n_tokens)
+    float *         out;        // (n_outputs, n_vocab or n_embd)
+    request_cache   caches[max_caches];
+};
+
+// Which cells of a cache the tokens see, in the order of their positions.
+struct seen_cells {
+    int32_t *  cells;    // (few tokens or chunks, n_kv)
+    int64_t *  n_cells;  // (few tokens or chunks)
+    uint64_t * seen;     // (chunks, n_kv) which tokens of the chunk see the cell
 };
 
 // What a thread keeps to itself; the arrays of one of the two ways are there. n is the most tokens it computes with at
@@ -123,8 +136,8 @@ class fused_step {
     void share_tokens(const fused_request & r, int ith, int nth);
 
     // of both
-    void rope_angles(int32_t position, float * rope) const;
-    void normalize(const private_arrays & own, const float * x, int64_t n_tokens, const float * weight) const;
+    void       rope_angles(int32_t position, float * rope) const;
+    void       normalize(const private_arrays & own, const float * x, int64_t n_tokens, const float * weight) const;
     projection with_pairs(const ggml_tensor * weight);
     void       reduce(const projection & w, const activations * input, int64_t n_tokens, float * thin) const;
     void multiply(const projection & w, range groups, const activations * input, int64_t n_tokens, const float * thin,
@@ -141,19 +154,20 @@ class fused_step {
 
     // of share_rows
     void attend(const layer & l, const fused_request & r, const private_arrays & own, int ith, int nth);
-    int  n_shards(int64_t token) const;
+    int  n_shards(const layer & l, int64_t token) const;
 
     // of share_tokens
     void divide(const fused_request & r, int nth);
     void prepare(const fused_request & r, int64_t chunk, range tokens);
     void begin_layer(const layer & l, const fused_request & r, const private_arrays & own, range tokens);
-    void finish_layer(const layer & l, const private_arrays & own, int64_t chunk, int64_t first, range tokens);
+    void finish_layer(const layer & l, const fused_request & r, const private_arrays & own, int64_t chunk,
+                      int64_t first, range tokens);
 
     const fused_model  model_;
     const kernels &    kernels_ = best().products;
     const fused_ops &  ops_     = best().ops;
     std::vector<layer> layers_;
-    matrix             output_{};  // without data where the states are the result
+    matrix             output_{};       // without data where the states are the result
     int64_t            thin_size_ = 0;  // the padded ranks of all pairs of a matrix, the most of any
     int64_t            n_group_;
     int64_t            n_scores_;
@@ -168,9 +182,8 @@ class fused_step {
     private_arrays private_[max_threads];
 
     // shared
-    float *            qkv_;      // (n_tokens, n_head + 2 n_head_kv, n_embd_head)
-    int32_t *          cells_;    // (few tokens or chunks, n_kv) that may be seen, ascending
-    int64_t *          n_cells_;  // (few tokens or chunks)
+    float *            qkv_;  // (n_tokens, n_head + 2 n_head_kv, n_embd_head)
+    seen_cells         lists_[max_caches];
     // few tokens
     float *            out_;      // (n_tokens, max_shards, n_head, n_embd_head) attention by shard
     float *            largest_;  // (n_tokens, max_shards, n_head)
@@ -181,7 +194,6 @@ class fused_step {
     std::vector<range> chunks_;            // their tokens
     float *            x_;                 // (n_tokens, n_embd) the residual stream
     float *            rope_;              // (n_tokens, n_embd_head)
-    uint64_t *         seen_;              // (chunks, n_kv) which tokens of the chunk see the cell
     activations *      last_;              // (n_outputs, n_embd) of the output matrix
     std::vector<std::atomic<int>> taken_;  // chunks that a thread has taken up, between two barriers
 };

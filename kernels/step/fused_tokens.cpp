@@ -33,9 +33,9 @@ void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
             if (il == 0) {
                 prepare(r, chunk, tokens);
             } else if (il < n_layer) {
-                finish_layer(layers_[il - 1], own, chunk, tokens.begin, tokens);
+                finish_layer(layers_[il - 1], r, own, chunk, tokens.begin, tokens);
             } else if (first < last) {  // what nobody wants ends with its K and V
-                finish_layer(layers_[il - 1], own, chunk, tokens.begin, { *first, last[-1] + 1 });
+                finish_layer(layers_[il - 1], r, own, chunk, tokens.begin, { *first, last[-1] + 1 });
             }
             if (il < n_layer) {
                 begin_layer(layers_[il], r, own, tokens);
@@ -53,8 +53,7 @@ void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
     }
 }
 
-// As many chunks for each thread, none with tokens of two sequences: each token then sees the first ones of the cells
-// that its chunk sees, so that the tiles of attention are the same whoever else is there.
+// As many chunks for each thread, none with tokens of two sequences, whose cells would only be in each other's way.
 void fused_step::divide(const fused_request & r, int nth) {
     const fused_model & m      = model_;
     const int64_t       rounds = (m.n_tokens + tile_tokens * nth - 1) / (tile_tokens * nth);
@@ -80,27 +79,32 @@ void fused_step::divide(const fused_request & r, int nth) {
 }
 
 void fused_step::prepare(const fused_request & r, int64_t chunk, range tokens) {
-    const fused_model & m     = model_;
-    int32_t *           cells = cells_ + chunk * m.n_kv;
-    uint64_t *          seen  = seen_ + chunk * m.n_kv;
+    const fused_model & m = model_;
 
     std::copy(r.embd + tokens.begin * m.n_embd, r.embd + tokens.end * m.n_embd, x_ + tokens.begin * m.n_embd);
-    std::fill(seen, seen + m.n_kv, 0);
     for (int64_t t = tokens.begin; t < tokens.end; ++t) {
         rope_angles(r.positions[t], rope_ + t * m.n_embd_head);
-        for (int64_t cell = 0; cell < m.n_kv; ++cell) {
-            seen[cell] |= uint64_t(r.sees(t, cell)) << (t - tokens.begin);
-        }
     }
-    int64_t n = 0;
-    for (int64_t cell = 0; cell < m.n_kv; ++cell) {
-        if (seen[cell]) {
-            seen[n]    = seen[cell];
-            cells[n++] = int32_t(cell);
+    for (size_t c = 0; c < m.caches.size(); ++c) {
+        const int64_t n_kv  = m.caches[c].n_kv;
+        int32_t *     cells = lists_[c].cells + chunk * n_kv;
+        uint64_t *    seen  = lists_[c].seen + chunk * n_kv;
+        std::fill(seen, seen + n_kv, 0);
+        for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+            for (int64_t cell = 0; cell < n_kv; ++cell) {
+                seen[cell] |= uint64_t(r.caches[c].sees(t, cell)) << (t - tokens.begin);
+            }
         }
+        int64_t n = 0;
+        for (int64_t cell = 0; cell < n_kv; ++cell) {
+            if (seen[cell]) {
+                seen[n]    = seen[cell];
+                cells[n++] = int32_t(cell);
+            }
+        }
+        r.caches[c].sort(cells, n, seen);
+        lists_[c].n_cells[chunk] = n;
     }
-    r.sort(cells, n, seen);
-    n_cells_[chunk] = n;
 }
 
 // Up to q and what the cache keeps of k and v.
@@ -112,7 +116,7 @@ void fused_step::begin_layer(const layer & l, const fused_request & r, const pri
     project_qkv(l, nullptr, own, tokens.size(), rope_ + tokens.begin * m.n_embd_head, qkv, 0, 1);
     for (int64_t t = tokens.begin; t < tokens.end; ++t, qkv += qkv_size_) {
         for (int64_t head = 0; head < m.n_head_kv; ++head) {
-            write_cell(l, own, qkv, head, r.cells[t] % m.kv_size);
+            write_cell(l, own, qkv, head, r.caches[l.cache].cells[t] % m.caches[l.cache].size);
         }
         ready_for_scores(l, qkv, m.n_head);
         for (int64_t i = 0; i < q_size_; ++i) {
@@ -122,10 +126,13 @@ void fused_step::begin_layer(const layer & l, const fused_request & r, const pri
 }
 
 // Of some tokens of a chunk that begins with token `first`.
-void fused_step::finish_layer(const layer & l, const private_arrays & own, int64_t chunk, int64_t first, range tokens) {
-    const fused_model & m = model_;
-    const int64_t       n = tokens.size();
-    float *             x = x_ + tokens.begin * m.n_embd;
+void fused_step::finish_layer(const layer & l, const fused_request & r, const private_arrays & own, int64_t chunk,
+                              int64_t first, range tokens) {
+    const fused_model & m    = model_;
+    const seen_cells &  list = lists_[l.cache];
+    const int64_t       n_kv = m.caches[l.cache].n_kv;
+    const int64_t       n    = tokens.size();
+    float *             x    = x_ + tokens.begin * m.n_embd;
 
     for (int64_t head = 0; head < m.n_head_kv; ++head) {
         const int64_t  at = head * n_group_ * m.n_embd_head;
@@ -136,10 +143,11 @@ void fused_step::finish_layer(const layer & l, const private_arrays & own, int64
                               qkv_size_,
                               l.k,
                               l.v,
-                              cells_ + chunk * m.n_kv,
-                              seen_ + chunk * m.n_kv,
+                              list.cells + chunk * n_kv,
+                              r.caches[l.cache].positions,
+                              list.seen + chunk * n_kv,
                               tokens.begin - first,
-                              n_cells_[chunk],
+                              list.n_cells[chunk],
                               own.tile,
                               own.rows + at,
                               q_size_ };

@@ -91,7 +91,9 @@ def test_the_demo_model_says_the_same(demo, cache, whole):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("name", ["llama", "q4_0", "shared", "reverse", "untied", "f16-head", "r1"])
+@pytest.mark.parametrize(
+    "name", ["llama", "q4_0", "shared", "reverse", "untied", "f16-head", "r1", "pro"]
+)
 def test_the_same_logits_as_the_ordinary_graph(files, ordinary, name, cache):
     fused = decode(files[name], TOKENS[:50], **CACHES[cache])
     other = ordinary(decode, files[name], TOKENS[:50], **CACHES[cache])
@@ -101,7 +103,7 @@ def test_the_same_logits_as_the_ordinary_graph(files, ordinary, name, cache):
 # up to 12 tokens share the rows of matrices among threads, more are taken in chunks of up to 48
 @pytest.mark.parametrize("n", [2, 12, 13, 49, 180])
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("name", ["llama", "shared", "untied", "f16-head", "r1"])
+@pytest.mark.parametrize("name", ["llama", "shared", "untied", "f16-head", "r1", "pro"])
 def test_batches_have_the_logits_of_the_ordinary_graph(files, ordinary, name, cache, n):
     def run():
         session = Session(load(files[name]), n_ctx=512, **CACHES[cache])

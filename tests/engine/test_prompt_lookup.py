@@ -23,7 +23,9 @@ HOW = (
 )
 
 
-@pytest.fixture(scope="module", params=["q4_0", "llama", "shared", "reverse", "untied", "f32"])
+@pytest.fixture(
+    scope="module", params=["q4_0", "llama", "shared", "reverse", "untied", "f32", "pro"]
+)
 def llm(request, files):
     with MobileLLM(files[request.param], n_ctx=256, n_threads=1) as llm:
         yield llm

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -226,11 +227,13 @@ void test_attention_tile(const fused_ops & ops, const std::string & name, ggml_t
     const int64_t         q_stride = width + 32, out_stride = width + 16;
     std::vector<float>    q = normals(n_tokens * q_stride, 0.5f);
     std::vector<uint64_t> sees(n_cache);  // bit t: token t
+    std::vector<int32_t>  positions(n_cache);
+    std::iota(positions.begin(), positions.end(), 0);
     for (int64_t t = 0; t < n_tokens; ++t) {
         const int64_t past = n_cache * (t + 1) / n_tokens;  // causal
         for (int64_t c = 0; c < std::max(past, int64_t(1)); ++c) {
             const bool hole = n_tokens % 2 && c > 0 && (c % 5 == t % 5 || c / 64 == 1);
-            const bool late = n_tokens % 2 && t % 4 == 3 && past > 129 && c < 128;  // nothing in the first blocks
+            const bool late = past > 129 && c < past - 40 - t;  // a window: nothing in the first blocks
             sees[c] |= uint64_t(!hole && !late) << t;
         }
     }
@@ -248,8 +251,8 @@ void test_attention_tile(const fused_ops & ops, const std::string & name, ggml_t
         std::vector<float> work(attention_tile_work(n_embd_head, n_group), NAN);
         std::vector<float> out((last - first) * out_stride, 7.0f);
         ops.attend_tile({ n_embd_head, n_group, last - first, q.data() + first * q_stride, q_stride, k.view, v.view,
-                          cells.data(), seen.data(), whole ? first : 0, int64_t(cells.size()), work.data(), out.data(),
-                          out_stride });
+                          cells.data(), positions.data(), seen.data(), whole ? first : 0, int64_t(cells.size()),
+                          work.data(), out.data(), out_stride });
         return out;
     };
 

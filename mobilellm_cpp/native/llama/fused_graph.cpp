@@ -4,6 +4,7 @@
 
 #include "ggml-backend.h"
 #include "llama-adapter.h"
+#include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
 #include "mobilellm.h"
 
@@ -16,6 +17,7 @@
 
 namespace {
 
+using mobilellm::fused_cache;
 using mobilellm::fused_interface;
 using mobilellm::fused_layer;
 using mobilellm::fused_model;
@@ -40,21 +42,23 @@ bool knows_all_keys(const llama_model & model) {
         if (key.substr(0, prefix.size()) != prefix) {
             return true;
         }
-        const mobilellm_key * known = mobilellm_find_key(key.substr(prefix.size()));
-        return known && known->fused;
+        const mobilellm_key * known  = mobilellm_find_key(key.substr(prefix.size()));
+        const bool            window = key.find(".sliding_window") != key.npos;  // what it is to others is not known
+        return known && known->fused && (!window || model.arch == LLM_ARCH_MOBILELLM);
     });
 }
 
-// A Llama as its simplest: nine tensors a block and nothing else, all layers alike.
+// A Llama as its simplest: nine tensors a block and nothing else, all layers alike but for a window.
 bool is_plain(const llama_model & model, const llama_cparams & cparams) {
     const llama_hparams & h       = model.hparams;
     const uint32_t        n_layer = h.n_layer();
 
     if ((model.arch != LLM_ARCH_LLAMA && model.arch != LLM_ARCH_MOBILELLM) || n_layer == 0 || !model.devices.empty() ||
-        h.n_layer_nextn > 0 || h.n_expert > 0 || h.swa_type != LLAMA_SWA_TYPE_NONE || h.use_alibi || h.attn_soft_cap ||
-        h.f_clamp_kqv > 0.0f || h.n_embd_head_k() != h.n_embd_head_v() || h.n_rot() != h.n_embd_head_k() ||
-        h.n_embd_inp() != h.n_embd || h.n_deepstack_layers > 0 || h.n_cls_out != 1 ||
-        (h.use_kq_norm && model.arch != LLM_ARCH_MOBILELLM) || !knows_all_keys(model)) {
+        h.n_layer_nextn > 0 || h.n_expert > 0 || h.use_alibi || h.attn_soft_cap || h.f_clamp_kqv > 0.0f ||
+        h.n_embd_head_k() != h.n_embd_head_v() || h.n_rot() != h.n_embd_head_k() || h.n_embd_inp() != h.n_embd ||
+        h.n_deepstack_layers > 0 || h.n_cls_out != 1 ||
+        ((h.swa_type != LLAMA_SWA_TYPE_NONE || h.use_kq_norm) && model.arch != LLM_ARCH_MOBILELLM) ||
+        !knows_all_keys(model)) {
         return false;
     }
     std::set<const ggml_tensor *> blocks;
@@ -70,6 +74,17 @@ bool is_plain(const llama_model & model, const llama_cparams & cparams) {
     const auto in_block = [](const auto & named) { return named.first.compare(0, 4, "blk.") == 0; };
     const auto n        = std::count_if(model.tensors_by_name.begin(), model.tensors_by_name.end(), in_block);
     return size_t(n) == 9 * blocks.size();
+}
+
+// The KV cache of all layers or those of full and of sliding ones; none where it is something else.
+std::vector<const llama_kv_cache_context *> caches_of(const llama_memory_context_i * memory) {
+    if (const auto * both = dynamic_cast<const llama_kv_cache_iswa_context *>(memory)) {
+        return { both->get_base(), both->get_swa() };
+    }
+    if (const auto * one = dynamic_cast<const llama_kv_cache_context *>(memory)) {
+        return { one };
+    }
+    return {};
 }
 
 // Tokens of one stream of the KV cache through every layer, and nobody looks at what lies between.
@@ -89,7 +104,7 @@ bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
             return false;
         }
     }
-    return dynamic_cast<const llama_kv_cache_context *>(params.mctx) != nullptr;
+    return !caches_of(params.mctx).empty();
 }
 
 // Packs the pairs of an adapter, once: they live as long as it does, each where `extra` of its first half points.
@@ -116,35 +131,38 @@ void pack(llama_adapter_lora & adapter) {
 // What the step reads beside upstream's inputs. Keeps the step alive as long as the graph that runs it; a request that
 // is no longer plain gets a new graph.
 struct graph_input_step : public llm_graph_input_i {
-    graph_input_step(fused_step * step, ggml_tensor * node, ggml_tensor * cell_positions, ggml_tensor * sequences,
-                     const llama_kv_cache & cache, uint32_t n_layer) :
-        step(step), node(node), cell_positions(cell_positions), sequences(sequences), cache(cache), n_layer(n_layer) {}
+    graph_input_step(fused_step * step, ggml_tensor * node, const fused_model & model,
+                     const std::vector<const llama_kv_cache_context *> & contexts) :
+        step(step), node(node), caches(model.caches), n_layer(uint32_t(model.layers.size())) {
+        for (const llama_kv_cache_context * context : contexts) {
+            kv_caches.push_back(context->mobilellm_cache());
+        }
+    }
     ~graph_input_step() override { fused_kernels()->destroy(step); }
 
     void set_input(const llama_ubatch * ubatch) override {
-        const llama_kv_cells & cells = cache.get_cells(ubatch->seq_id[0][0]);
-        values.resize(cell_positions->ne[0]);
-        for (size_t i = 0; i < values.size(); ++i) {
-            values[i] = cells.is_empty(i) ? -1 : cells.pos_get(i);
+        values.clear();
+        for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+            values.push_back(ubatch->seq_id[i][0]);
         }
-        ggml_backend_tensor_set(cell_positions, values.data(), 0, ggml_nbytes(cell_positions));
-        values.resize(ubatch->n_tokens);
-        for (size_t i = 0; i < values.size(); ++i) {
-            values[i] = ubatch->seq_id[i][0];
+        for (size_t c = 0; c < caches.size(); ++c) {
+            const llama_kv_cells & cells = kv_caches[c]->get_cells(ubatch->seq_id[0][0]);
+            for (int64_t i = 0; i < caches[c].n_kv; ++i) {
+                values.push_back(cells.is_empty(i) ? -1 : cells.pos_get(i));
+            }
         }
-        ggml_backend_tensor_set(sequences, values.data(), 0, ggml_nbytes(sequences));
+        ggml_backend_tensor_set(node->src[3], values.data(), 0, ggml_nbytes(node->src[3]));
         fused_kernels()->plan(step, node);
     }
 
     bool can_reuse(const llm_graph_params & params) override { return is_plain(params, n_layer); }
 
-    fused_step * const     step;
-    ggml_tensor * const    node;
-    ggml_tensor * const    cell_positions;  // (n_kv)
-    ggml_tensor * const    sequences;       // (n_tokens)
-    const llama_kv_cache & cache;
-    const uint32_t         n_layer;
-    std::vector<int32_t>   values;
+    fused_step * const                  step;
+    ggml_tensor * const                 node;
+    const std::vector<fused_cache>      caches;
+    std::vector<const llama_kv_cache *> kv_caches;
+    const uint32_t                      n_layer;
+    std::vector<int32_t>                values;
 };
 
 struct fused_graph : public llm_graph_context {
@@ -156,8 +174,8 @@ struct fused_graph : public llm_graph_context {
         if (!describe(model, m)) {
             return false;
         }
-        m.output = cparams.cb_eval || cparams.embeddings || model.output_s || adapted(model.output) ? nullptr :
-                                                                                                      model.output;
+        m.output =
+            cparams.cb_eval || cparams.embeddings || model.output_s || adapted(model.output) ? nullptr : model.output;
         fused_step * step = fused_kernels()->create(m);
         if (!step && m.output) {  // a matrix of another type
             m.output = nullptr;
@@ -166,25 +184,30 @@ struct fused_graph : public llm_graph_context {
         if (!step) {
             return false;
         }
-        const int64_t n_rows         = m.output ? m.output->ne[1] : n_embd;
-        const auto *  kv             = build_attn_inp_kv();
-        ggml_tensor * cell_positions = ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, m.n_kv);
-        ggml_tensor * sequences      = ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_tokens);
-        ggml_set_input(cell_positions);
-        ggml_set_input(sequences);
-        ggml_tensor * args[] = { build_inp_embd(model.tok_embd),
-                                 build_inp_pos(),
-                                 kv->get_k_idxs(),
-                                 kv->get_kq_mask(),
-                                 build_inp_out_ids(),
-                                 cell_positions,
-                                 sequences };
-
+        int64_t n_numbers = n_tokens;
+        for (const fused_cache & cache : m.caches) {
+            n_numbers += cache.n_kv;
+        }
+        ggml_tensor * numbers = ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_numbers);
+        ggml_set_input(numbers);
+        std::vector<ggml_tensor *> args = { build_inp_embd(model.tok_embd), build_inp_pos(), build_inp_out_ids(),
+                                            numbers };
+        if (m.caches.size() == 1) {
+            const auto * kv = build_attn_inp_kv();
+            args.insert(args.end(), { kv->get_k_idxs(), kv->get_kq_mask() });
+        } else {
+            auto * kv           = build_attn_inp_kv_iswa();
+            kv->self_v_idxs     = nullptr;  // nobody reads them: they would be filled without memory
+            kv->self_v_idxs_swa = nullptr;
+            args.insert(args.end(),
+                        { kv->get_k_idxs(), kv->get_kq_mask(), kv->get_k_idxs_swa(), kv->get_kq_mask_swa() });
+        }
         // a node without elements is not run, but the cache must be written
-        ggml_tensor * node = ggml_custom_4d(ctx0, GGML_TYPE_F32, n_rows, std::max<int64_t>(n_outputs, 1), 1, 1, args, 7,
-                                            fused_kernels()->run, GGML_N_TASKS_MAX, step);
-        const auto &  cache = *static_cast<const llama_kv_cache_context *>(mctx)->mobilellm_cache();
-        res->add_input(std::make_unique<graph_input_step>(step, node, cell_positions, sequences, cache, n_layer));
+        const int64_t n_rows = m.output ? m.output->ne[1] : n_embd;
+        ggml_tensor * node =
+            ggml_custom_4d(ctx0, GGML_TYPE_F32, n_rows, std::max<int64_t>(n_outputs, 1), 1, 1, args.data(),
+                           int(args.size()), fused_kernels()->run, GGML_N_TASKS_MAX, step);
+        res->add_input(std::make_unique<graph_input_step>(step, node, m, caches_of(mctx)));
 
         ggml_tensor * result = ggml_view_2d(ctx0, node, n_rows, n_outputs, node->nb[1], 0);
         if (!m.output) {
@@ -230,18 +253,24 @@ struct fused_graph : public llm_graph_context {
     }
 
     bool describe(const llama_model & model, fused_model & m) {
-        const auto * memory = static_cast<const llama_kv_cache_context *>(mctx);
+        const auto contexts = caches_of(mctx);
         if (!describe_adapters(model, m)) {
             return false;
         }
+        for (const llama_kv_cache_context * context : contexts) {
+            m.caches.push_back({ context->get_n_kv(), 1 });  // of no layer, perhaps
+        }
 
         for (int il = 0; il < n_layer; ++il) {
-            const llama_layer & l    = model.layers[il];
-            const bool          rope = model.arch == LLM_ARCH_LLAMA || hparams.has_rope(il);
+            const llama_layer & l     = model.layers[il];
+            const bool          rope  = model.arch == LLM_ARCH_LLAMA || hparams.has_rope(il);
+            const int           cache = contexts.size() > 1 && hparams.is_swa(il);
             m.layers.push_back({ l.attn_norm, l.wq, l.wk, l.wv, l.wo, l.ffn_norm, l.ffn_gate, l.ffn_up, l.ffn_down,
-                                 memory->get_k(ctx0, il), memory->get_v(ctx0, il), rope, rope && hparams.use_kq_norm });
-            for (const ggml_tensor * cache : { m.layers[il].k, m.layers[il].v }) {
-                const ggml_backend_buffer_t buffer = cache->view_src->buffer;
+                                 contexts[cache]->get_k(ctx0, il), contexts[cache]->get_v(ctx0, il), rope,
+                                 rope && hparams.use_kq_norm, cache });
+            m.caches[cache].size = m.layers[il].k->view_src->ne[1];
+            for (const ggml_tensor * view : { m.layers[il].k, m.layers[il].v }) {
+                const ggml_backend_buffer_t buffer = view->view_src->buffer;
                 if (!buffer || !ggml_backend_buffer_is_host(buffer)) {
                     return false;
                 }
@@ -256,8 +285,6 @@ struct fused_graph : public llm_graph_context {
         m.n_head      = n_head;
         m.n_head_kv   = n_head_kv;
         m.n_embd_head = n_embd_head_k;
-        m.n_kv        = memory->get_n_kv();
-        m.kv_size     = m.layers[0].k->view_src->ne[1];
         m.eps         = norm_rms_eps;
         m.kq_scale =
             hparams.f_attention_scale == 0.0f ? 1.0f / std::sqrt(float(n_embd_head_k)) : hparams.f_attention_scale;
@@ -266,8 +293,8 @@ struct fused_graph : public llm_graph_context {
         m.rope_freq_scale  = freq_scale;
         m.rope_attn_factor = attn_factor;
 
-        const ggml_tensor * k_rotation = memory->build_input_k_rot(ctx0);
-        const ggml_tensor * v_rotation = memory->build_input_v_rot(ctx0);
+        const ggml_tensor * k_rotation = contexts[0]->build_input_k_rot(ctx0);
+        const ggml_tensor * v_rotation = contexts[0]->build_input_v_rot(ctx0);
         m.k_rotation                   = k_rotation ? k_rotation->ne[0] : 0;
         m.v_rotation                   = v_rotation ? v_rotation->ne[0] : 0;
         return true;
