@@ -32,6 +32,7 @@ _NUMBERS: dict[int, Any] = {
 _STRING, _ARRAY = 8, 9
 
 MAX_LAYERS = 512  # of llama.cpp
+_AGAIN = "download it or convert its checkpoint again"
 
 # Numbers of a block, and its bytes.
 _CACHE_BLOCKS: dict[CacheType, tuple[int, int]] = {
@@ -155,11 +156,31 @@ def open_gguf(path: str | os.PathLike[str]) -> Iterator[GGUFFile]:
         raise ModelError(f"{os.fspath(path)}: no such file")
     handle = _open(os.fsencode(path))
     if not handle:
-        raise ModelError(f"{os.fspath(path)}: {reason() or 'not a GGUF file'}")
+        raise ModelError(f"{os.fspath(path)}{_why(reason(), os.path.getsize(path))}")
     try:
-        yield GGUFFile(handle)
+        file = GGUFFile(handle)
+        _check_whole(path, file)
+        yield file
     finally:
         _free(handle)
+
+
+def _why(said: str, size: int) -> str:
+    """What ggml's parser says, in words for those whose file is not whole."""
+    if "failed to read" in said or "remaining file size" in said:
+        return f" is cut short or damaged: its {size:,} bytes end within its head; {_AGAIN}"
+    return f": {said or 'not a GGUF file'}"
+
+
+def _check_whole(path: str | os.PathLike[str], file: GGUFFile) -> None:
+    """Raises ModelError where tensors lie behind the end of the file."""
+    whole = max((tensor.start + tensor.n_bytes for tensor in file.tensors()), default=0)
+    size = os.path.getsize(path)
+    if size < whole:
+        raise ModelError(
+            f"{os.fspath(path)} is cut short: {whole - size:,} of {whole:,} bytes are missing; "
+            f"{_AGAIN}"
+        )
 
 
 def block_schedule(file: GGUFFile) -> list[int]:

@@ -14,7 +14,7 @@ from gguf_edit import ARRAY, BOOL, F32, I32, STRING, U32, rewrite
 from hostile import assert_outcomes, outcomes
 from tokenizers import Tokenizer
 
-from mobilellm_cpp import convert_checkpoint
+from mobilellm_cpp import MobileLLM, ModelError, convert_checkpoint
 
 ARCHITECTURES = ("mobilellm", "llama")
 
@@ -260,8 +260,18 @@ def test_truncated_and_foreign_files(model, tmp_path):
     for name, content in files.items():
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(content)
-        wanted[path] = str(path)  # the sentence names the file
+        cut = " is cut short" if name.startswith("cut-") else ""
+        wanted[path] = f"{path}{cut}"  # the sentence names the file
     assert_outcomes(wanted)
+
+
+def test_missing_bytes_are_counted(model, tmp_path):
+    _, good = model
+    size = good.stat().st_size
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(good.read_bytes()[: size - 1000])
+    with pytest.raises(ModelError, match=rf"short: 1,000 of {size:,} bytes .*; download it"):
+        MobileLLM(path)
 
 
 @pytest.mark.parametrize("seed", range(4))
