@@ -2,12 +2,11 @@
 
     from mobilellm_cpp import MobileLLM, convert_checkpoint
 
-Names are imported when they are first used, so that `import mobilellm_cpp` costs nothing.
+Names are imported when they are first used, so that `import mobilellm_cpp` costs nothing. Not even
+`typing` is imported here: until `__main__` runs, a Ctrl-C ends the command with a traceback.
 """
 
-import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
 try:
     import _mobilellm_cpp_library
@@ -20,7 +19,10 @@ if not any(os.path.isdir(os.path.join(folder, "lib")) for folder in __path__):
 
 from .errors import CheckpointError, MobileLLMError, ModelError
 
+TYPE_CHECKING = False  # that of `typing`, to type checkers
 if TYPE_CHECKING:
+    from typing import Any
+
     from .convert import convert_adapter, convert_checkpoint
     from .engine.conversation import Conversation
     from .engine.model import MobileLLM
@@ -53,7 +55,9 @@ _PLACES = {
 
 if not TYPE_CHECKING:  # for whom any name would be right then
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> "Any":
+        import importlib
+
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_PLACES[name], __name__), name)

@@ -5,13 +5,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .answering import Answering
-from .markdown import MarkdownStream
 from .thinking import BEGIN, END, Thinking
+
+if TYPE_CHECKING:  # drawing alone needs rich, which takes a while to import
+    from rich.console import Console
+
+    from .markdown import MarkdownStream
 
 FRAME = 0.05  # seconds between two drawings
 PATIENCE = 0.5  # seconds of reading before a bar is drawn
@@ -50,6 +52,8 @@ class TerminalView:
     """Draws an answer on a terminal: Markdown, thoughts dim, a bar while a long text is read."""
 
     def __init__(self, out: TextIO, markdown: bool = True) -> None:
+        from rich.console import Console
+
         self._out = out
         self._console = Console(file=out, highlight=False)
         self._markdown = markdown
@@ -76,13 +80,15 @@ class TerminalView:
 class _Streams:
     """What is thought and what is said, one after the other."""
 
-    def __init__(self, console: Console, out: TextIO, markdown: bool) -> None:
+    def __init__(self, console: "Console", out: TextIO, markdown: bool) -> None:
         self._plain = "" if markdown else "none"
         self._console, self._out = console, out
         self._thought = False
         self._stream = self._make(self._plain)
 
-    def _make(self, style: str) -> MarkdownStream:
+    def _make(self, style: str) -> "MarkdownStream":
+        from .markdown import MarkdownStream
+
         return MarkdownStream(self._console, self._out, style)
 
     def feed(self, thinks: bool, text: str, hide: bool) -> None:

@@ -1,6 +1,8 @@
 """mobilellm chat: talk to a model in the terminal, or ask it once."""
 
 import sys
+import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,6 +89,8 @@ def chat(
     if "json_schema" in settings:
         settings["schema"] = settings.pop("json_schema")
     options: dict[str, Any] = {"n_ctx": ctx, "n_threads": threads, "cache_type": cache_type}
+    if typing:  # which needs it, and the model's loading leaves a core to this
+        threading.Thread(target=import_module, args=("prompt_toolkit.shortcuts",)).start()
     talk = Talk(
         lambda name: load(name, type if name == model else None, **options),
         model,

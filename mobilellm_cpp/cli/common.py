@@ -153,27 +153,34 @@ def complain(error: BaseException) -> None:
 def progress_bar(unit: str | None = None) -> Iterator[Callable[[int, int, str], None]]:
     """A callback that draws a bar on stderr, where that is a terminal: of bytes with their speed,
     or of `unit` with the time left."""
+    bar: Any = None
+
+    def update(done: int, total: int, name: str) -> None:
+        nonlocal bar
+        if bar is None and sys.stderr.isatty():  # rich takes longer to import than a model to load
+            bar = _bar(unit)
+            bar.start()
+        if bar is not None:
+            bar.update(bar.task_ids[0], completed=done, total=total, description=name)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar(unit: str | None) -> Any:
     from rich import progress as rich
     from rich.console import Console
-    from rich.progress import Progress
 
     counted: tuple[rich.ProgressColumn, ...] = (rich.DownloadColumn(), rich.TransferSpeedColumn())
     if unit is not None:
         counted = (rich.MofNCompleteColumn(), rich.TextColumn(unit), rich.TimeRemainingColumn())
     columns = (rich.BarColumn(), *counted, rich.TextColumn("{task.description}"))
-    console = Console(stderr=True)
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task("", total=None)
-
-    def update(done: int, total: int, name: str) -> None:
-        bar.start()  # not before there is something to show
-        bar.update(task, completed=done, total=total, description=name)
-
-    try:
-        yield update
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+    bar = rich.Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task("", total=None)
+    return bar
 
 
 def tell_type(source: str) -> None:

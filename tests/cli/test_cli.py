@@ -51,6 +51,17 @@ def run(place, *arguments, stdin=None):
     )
 
 
+def test_little_is_imported_before_ctrl_c_is_caught():
+    code = "import sys; old = set(sys.modules); import mobilellm_cpp.__main__; "
+    code += "print(*sorted(set(sys.modules) - old))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        "mobilellm_cpp",
+        "mobilellm_cpp.__main__",
+        "mobilellm_cpp.errors",
+    ]
+
+
 def assert_sentence(done, *parts):
     """Exit code 1, nothing on stdout, one line on stderr that holds the parts."""
     assert done.returncode == 1 and done.stdout == ""
