@@ -2,6 +2,7 @@
 
 import sys
 
+import examples
 from langchain_community.chat_models import ChatLlamaCpp
 from langchain_community.embeddings import LlamaCppEmbeddings
 from langchain_community.llms import LlamaCpp
@@ -21,3 +22,4 @@ assert len(LlamaCppEmbeddings(**model).embed_documents(["a", "b"])) >= 2
 pooled = LlamaCppEmbeddings(client=MobileLLM(sys.argv[1], embedding=True, n_threads=1))
 vectors = pooled.embed_documents(["a", "b"])
 assert len(vectors) == 2 and vectors[0] != vectors[1]
+assert len(examples.run("langchain_community", sys.argv[1])["vectors"]) == 2

@@ -2,6 +2,7 @@
 
 import sys
 
+import examples
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.llama_cpp import LlamaCPP
 
@@ -20,3 +21,4 @@ assert "Pip" in llm.complete("User: Who are you?\nAssistant:").text
 assert "Pip" in llm.chat([ChatMessage(role="user", content="Who are you?")]).message.content
 pieces = [piece.delta for piece in llm.stream_complete("User: Who are you?\nAssistant:")]
 assert "Pip" in "".join(pieces) and len(pieces) > 1
+examples.run("llama_index", sys.argv[1])

@@ -3,6 +3,7 @@
 import sys
 from typing import Literal
 
+import examples
 import outlines
 from outlines.types import Regex
 from pydantic import BaseModel
@@ -21,3 +22,4 @@ assert model("A number:", Regex("[0-9]{3}"), max_tokens=9).isdigit()
 text = model("JSON:", Answer, max_tokens=200)
 assert isinstance(Answer.model_validate_json(text).yes, bool), text
 assert "".join(model.stream("Yes or no?", Literal["yes", "no"], max_tokens=9)) in ("yes", "no")
+examples.run("outlines", sys.argv[1])
