@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .answers import Answer, Stream, Usage
     from .batches import Prompt
     from .messages import Message
+    from .tools import ToolCall
 
 T = TypeVar("T")
 
@@ -165,6 +166,12 @@ class AsyncStream(AsyncItems[str]):
         return getattr(self._work.source, "finish_reason", None) if done else None
 
     @property
+    def tool_calls(self) -> "list[ToolCall]":
+        """As of Stream, once all pieces were taken."""
+        done = self._work.ended and not self._work.items
+        return getattr(self._work.source, "tool_calls", []) if done else []
+
+    @property
     def usage(self) -> "Usage":
         """As of Stream; before the prompt was looked at there are no tokens."""
         none: Usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -200,11 +207,18 @@ class AsyncCalls:
     without the `a`."""
 
     def astream(
-        self: _Calls, prompt: "str | Sequence[Message]", **sampling: Unpack[Sampling]
+        self: _Calls,
+        prompt: "str | Sequence[Message]",
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> AsyncStream:
         """stream, as an asynchronous iterator. `await llm.astream(...)` gives it once the prompt
         and the arguments are known to be sound."""
-        return AsyncStream(lambda: self.stream(prompt, **sampling))
+        offered = _offered(tools, tool_choice, parallel_tool_calls)
+        return AsyncStream(lambda: self.stream(prompt, **offered, **sampling))
 
     async def achat(
         self: _Calls,
@@ -212,10 +226,11 @@ class AsyncCalls:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str = "auto",
+        parallel_tool_calls: bool = False,
         **sampling: Unpack[Sampling],
     ) -> "Answer":
         """chat."""
-        offered = {"tools": tools, "tool_choice": tool_choice}
+        offered = _offered(tools, tool_choice, parallel_tool_calls)
         return await in_thread(lambda: self.chat(messages, **offered, **sampling))
 
     async def abatch(self: _Calls, prompts: "Iterable[Prompt]", **arguments: Any) -> "list[Answer]":
@@ -239,6 +254,14 @@ class AsyncCalls:
     ) -> Any:
         """create_chat_completion; with stream=True an asynchronous iterator of its pieces."""
         return await _openai(self.create_chat_completion, messages, stream, arguments)
+
+
+def _offered(tools: Any, tool_choice: str, parallel_tool_calls: bool) -> dict[str, Any]:
+    return {
+        "tools": tools,
+        "tool_choice": tool_choice,
+        "parallel_tool_calls": parallel_tool_calls,
+    }
 
 
 async def _openai(call: Any, first: Any, stream: bool, arguments: dict[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """A text while it is made: its pieces, why it ended, and what is cut from it."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -34,11 +33,13 @@ class Stream(Iterator[str]):
     """The pieces of a text as it is made. Once it has ended, finish_reason says why: "stop" (the
     model ended it, or a stop string came), "length" (max_tokens, or the context is full). usage
     counts the tokens so far. logprobs, where they were asked for, has a record for each token of
-    the text. close() ends it."""
+    the text. tool_calls: the functions that it has called, where tools were offered; it has no text
+    then, and finish_reason is "tool_calls". close() ends it."""
 
     def __init__(self, n_prompt: int) -> None:
         self.finish_reason: str | None = None
         self.logprobs: list[LogProb] | None = None
+        self.tool_calls: list[ToolCall] = []
         self._n_prompt = n_prompt
         self._n_made = 0
         self._n_found = 0
@@ -108,23 +109,16 @@ class Answer(str):
     tool_calls: list[ToolCall]
 
     @classmethod
-    def of(cls, text: str, stream: Stream, calls: Sequence[ToolCall] = ()) -> "Answer":
+    def of(cls, text: str, stream: Stream) -> "Answer":
         """What a stream that has ended has given."""
         answer = cls(text)
         answer.finish_reason, answer.usage = stream.finish_reason, stream.usage
-        answer.logprobs, answer.tool_calls = stream.logprobs, list(calls)
+        answer.logprobs, answer.tool_calls = stream.logprobs, stream.tool_calls
         return answer
 
     def message(self) -> dict[str, Any]:
         """The assistant's message that it is, in OpenAI's form."""
-        calls = [
-            {
-                "id": id,
-                "type": "function",
-                "function": {"name": name, "arguments": json.dumps(arguments)},
-            }
-            for name, arguments, id in self.tool_calls
-        ]
+        calls = [call.as_openai() for call in self.tool_calls]
         return {
             "role": "assistant",
             "content": str(self),

@@ -43,7 +43,7 @@ from .sequences import Sequences
 from .structured import Constraint, Vocabulary, from_response_format, pop_form
 from .thread_choice import chosen_threads
 from .threads import default_threads
-from .tools import answer_with_tools
+from .tools import offered, start
 
 log = logging.getLogger(__name__)
 
@@ -346,7 +346,13 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
     # Answers
 
     def stream(
-        self, prompt: str | Sequence[Message] | Sequence[int], **sampling: Unpack[Sampling]
+        self,
+        prompt: str | Sequence[Message] | Sequence[int],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> Stream:
         """Yields the continuation of a text (or of its token ids), or the answer to messages, in
         pieces as it is made.
@@ -374,8 +380,19 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         logprobs: None; so many of the likeliest tokens at each place are kept in Stream.logprobs
         json_schema, regex, lark, grammar, response_format: none; with one of them, a text that ends
             by itself has that form
+
+        tools, tool_choice and parallel_tool_calls are those of chat, for messages. What is called
+        has no pieces; Stream.tool_calls has it at the end.
         """
-        return self._stream(prompt, sampling, None)
+        ids = isinstance(prompt, (list, tuple)) and prompt and _are_ids(prompt)
+        if ids or isinstance(prompt, str):
+            if tools:
+                raise ModelError("tools need messages, not a text")
+            return self._stream(prompt, sampling, None)
+        messages = checked_messages(cast("Sequence[Message]", prompt))
+        template = self.metadata.get("tokenizer.chat_template", "")
+        offer = offered(tools, tool_choice, template, parallel_tool_calls)
+        return start(self, messages, offer, sampling)
 
     def _stream(
         self,
@@ -484,6 +501,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str = "auto",
+        parallel_tool_calls: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Answer:
         """The answer to messages, whole: a str with finish_reason, usage, logprobs and tool_calls.
@@ -493,11 +511,16 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         "description", "parameters": a JSON schema}. tool_choice: "auto", "required", "none", or the
         name of the one to call. A call fits its schema and stands in tool_calls; Answer.message()
         is what goes into messages before {"role": "tool", "tool_call_id", "content"} with its
-        result.
+        result. With parallel_tool_calls an answer may be several calls.
         """
-        messages = checked_messages(messages)
-        stream, text, calls = answer_with_tools(self, messages, tools, tool_choice, sampling)
-        return Answer.of(text, stream, calls)
+        stream = self.stream(
+            checked_messages(messages),
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            **sampling,
+        )
+        return Answer.of("".join(stream), stream)
 
     if not TYPE_CHECKING:  # who see LlamaBase's own, with its arguments
 

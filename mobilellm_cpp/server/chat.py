@@ -4,12 +4,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ..engine.answers import LogProb, Stream
+from ..engine.tools import Offer, start
 from .answers import DONE, Answer, Parts, Whole, event, event_error
 from .errors import ApiError
 from .fields import ChatRequest
 from .records import Records
 from .service import Service, new_id, now, usage
-from .tools import News, Offer, decided, start
+from .tools import offer as offered
+
+News = AsyncIterator[tuple[int, str | None]]
 
 
 async def answer(service: Service, request: ChatRequest) -> Answer:
@@ -22,12 +25,12 @@ async def answer(service: Service, request: ChatRequest) -> Answer:
 
     def make() -> list[Stream]:
         return [
-            start(service.llm, messages, offer, **_sampling(request, number)) for number in range(n)
+            start(service.llm, messages, offer, _sampling(request, number)) for number in range(n)
         ]
 
     streams = await service.made(make)
     job = service.submit(streams)
-    choices = _Choices(service, request, offer, streams)
+    choices = _Choices(service, request, streams)
 
     def end() -> None:
         service.end(job)
@@ -47,7 +50,7 @@ def _offer(service: Service, request: ChatRequest) -> Offer | None:
         raise ApiError(400, f"{request.form_names()[0]} does not go with tools", param="tools")
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools]
     name = choice if isinstance(choice, str) else choice.function.name
-    return Offer(tools, name, service.template)
+    return offered(tools, name, service.template, request.parallel_tool_calls)
 
 
 def _sampling(request: ChatRequest, number: int) -> dict[str, Any]:
@@ -64,13 +67,9 @@ def _sampling(request: ChatRequest, number: int) -> dict[str, Any]:
 class _Choices:
     """The choices of one answer, as their texts come."""
 
-    def __init__(
-        self, service: Service, request: ChatRequest, offer: Offer | None, streams: Any
-    ) -> None:
+    def __init__(self, service: Service, request: ChatRequest, streams: list[Stream]) -> None:
         self._service, self._request, self._streams = service, request, streams
-        self._offer = offer
         self._records = Records(streams, without_space=not request.form_names())
-        self._calls: set[int] = set()  # choices that called a tool
         self._head = {
             "id": new_id("chatcmpl"),
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
@@ -88,17 +87,14 @@ class _Choices:
 
     def _choice(self, number: int, text: str) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        reason = self._streams[number].finish_reason
-        if self._offer is not None:
-            message["content"] = text.lstrip(" ")
-            if call := self._offer.called(text):
-                message |= {"content": None, "tool_calls": [call]}
-                reason = "tool_calls"
+        stream = self._streams[number]
+        if calls := stream.tool_calls:
+            message |= {"content": None, "tool_calls": [call.as_openai() for call in calls]}
         return {
             "index": number,
             "message": message,
             "logprobs": self._logprobs(number, None),
-            "finish_reason": reason,
+            "finish_reason": stream.finish_reason,
         }
 
     async def chunks(self, news: News) -> AsyncIterator[bytes]:
@@ -106,8 +102,6 @@ class _Choices:
         with_usage = bool(options and options.include_usage)
         rest = {"usage": None} if with_usage else {}
         begun: set[int] = set()
-        if self._offer is not None:
-            news = decided(self._offer, news)
         async for number, piece in news:
             choice: dict[str, Any] = {"index": number, "delta": {}, "logprobs": None}
             choice["finish_reason"] = None
@@ -115,16 +109,15 @@ class _Choices:
                 begun.add(number)
                 first = {"role": "assistant", "content": "", "refusal": None}
                 yield event({**self._head, "choices": [{**choice, "delta": first}], **rest})
-            text = piece if isinstance(piece, str) else None
-            choice["logprobs"] = self._logprobs(number, text)
-            if isinstance(piece, dict):
-                choice["delta"] = {"tool_calls": [{"index": 0, **piece}]}
-                self._calls.add(number)
-            elif piece is not None:
+            stream = self._streams[number]
+            for place, call in enumerate(stream.tool_calls if piece is None else ()):
+                delta = {"tool_calls": [{"index": place, **call.as_openai()}]}
+                yield event({**self._head, "choices": [{**choice, "delta": delta}], **rest})
+            choice["logprobs"] = self._logprobs(number, piece)
+            if piece is not None:
                 choice["delta"] = {"content": piece}
             else:
-                reason = self._streams[number].finish_reason
-                choice["finish_reason"] = "tool_calls" if number in self._calls else reason
+                choice["finish_reason"] = stream.finish_reason
             yield event({**self._head, "choices": [choice], **rest})
         if with_usage:
             yield event({**self._head, "choices": [], "usage": self._usage()})

@@ -3,9 +3,8 @@
 As in Ollama, fields and options that are not known are passed over, and answers stream unless they
 are asked not to."""
 
-import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,13 +12,15 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from ..engine.answers import Stream
+from ..engine.tools import ToolCall, start
 from .answers import Answer, Parts, Whole, to_json
 from .embeddings import Vectors
 from .errors import ApiError
 from .fields import Tool
 from .scheduler import Job
 from .service import Service
-from .tools import Offer, decided, start
+from .tools import offer as offered
 
 VERSION = "0.9.0"  # of Ollama, whose API is meant: clients look at it
 LINES = "application/x-ndjson"
@@ -136,22 +137,19 @@ def router(service: Service) -> APIRouter:
             if request.format:
                 raise ApiError(400, "format does not go with tools")
             tools = [tool.model_dump(exclude_none=True) for tool in request.tools]
-            offer = Offer(tools, "auto", service.template)
+            offer = offered(tools, "auto", service.template)
         sampling = request.sampling()
-        stream = await service.made(lambda: start(service.llm, messages, offer, **sampling))
+        stream = await service.made(lambda: start(service.llm, messages, offer, sampling))
 
-        def said(piece: Any) -> dict[str, Any]:
-            message: dict[str, Any] = {"role": "assistant", "content": ""}
-            if isinstance(piece, dict):
-                function = piece["function"]
-                arguments = json.loads(function["arguments"])
-                called = {"name": function["name"], "arguments": arguments}
-                message["tool_calls"] = [{"function": called}]
-            else:
-                message["content"] = piece
+        def said(piece: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+            message: dict[str, Any] = {"role": "assistant", "content": piece}
+            if calls:
+                message["tool_calls"] = [
+                    {"function": {"name": call.name, "arguments": call.arguments}} for call in calls
+                ]
             return {"message": message}
 
-        return _answer(service, request, stream, offer, said)
+        return _answer(service, request, stream, said)
 
     @routes.post("/generate")
     async def generate(request: GenerateAsked) -> Response:
@@ -167,7 +165,7 @@ def router(service: Service) -> APIRouter:
         stream = await service.made(
             lambda: service.llm.stream(prompt if request.raw else messages, **sampling)
         )
-        return _answer(service, request, stream, None, lambda piece: {"response": piece})
+        return _answer(service, request, stream, lambda piece, _=(): {"response": piece})
 
     @routes.post("/embed")
     async def embed(request: EmbedAsked) -> Response:
@@ -249,35 +247,26 @@ def _loaded(service: Service, said: dict[str, Any]) -> dict[str, Any]:
     return {**head, **said, "done": True, "done_reason": "load"}
 
 
-def _answer(
-    service: Service, request: _Asked, stream: Any, offer: Offer | None, said: Any
-) -> Answer:
+def _answer(service: Service, request: _Asked, stream: Stream, said: Any) -> Answer:
     job = service.submit([stream])
 
     def end() -> None:
         service.end(job)
 
-    async def pieces() -> AsyncIterator[Any]:
-        async for _, piece in job.news() if offer is None else decided(offer, job.news()):
-            if piece is not None:
-                yield piece
-
     def line(fields: dict[str, Any]) -> dict[str, Any]:
         return {"model": request.model, "created_at": _time(time.time()), **fields}
 
     async def parts() -> AsyncIterator[bytes]:
-        async for piece in pieces():
-            yield to_json(line({**said(piece), "done": False})) + b"\n"
+        async for _, piece in job.news():
+            if piece is not None:
+                yield to_json(line({**said(piece), "done": False})) + b"\n"
+        if stream.tool_calls:
+            yield to_json(line({**said("", stream.tool_calls), "done": False})) + b"\n"
         yield to_json(line({**said(""), **_ended(job, stream)})) + b"\n"
 
     async def whole() -> dict[str, Any]:
-        text, call = "", None
-        async for piece in pieces():
-            if isinstance(piece, dict):
-                call = piece
-            else:
-                text += piece
-        return line({**said(text if call is None else call), **_ended(job, stream)})
+        text = "".join([piece async for _, piece in job.news() if piece])
+        return line({**said(text, stream.tool_calls), **_ended(job, stream)})
 
     if request.stream is False:
         return Whole(whole, end, service.limits.seconds)
@@ -285,13 +274,13 @@ def _answer(
     return Parts(parts(), end, service.limits.seconds, error, LINES)
 
 
-def _ended(job: Job, stream: Any) -> dict[str, Any]:
+def _ended(job: Job, stream: Stream) -> dict[str, Any]:
     """The last line: counts, and durations in nanoseconds."""
     now, used = time.monotonic(), stream.usage
     first = job.first or now
     return {
         "done": True,
-        "done_reason": stream.finish_reason,
+        "done_reason": "stop" if stream.tool_calls else stream.finish_reason,
         "total_duration": int(1e9 * (now - job.asked)),
         "load_duration": 0,
         "prompt_eval_count": used["prompt_tokens"],

@@ -4,11 +4,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ..engine.answers import Stream
+from ..engine.tools import Offer, ToolCall, start
 from .answers import Answer, Parts, Whole, to_json
 from .errors import ApiError
 from .fields import ResponsesRequest
 from .service import Service, new_id, now
-from .tools import Offer, decided, start
+from .tools import offer as offered
+
+News = AsyncIterator[tuple[int, str | None]]
 
 
 async def answer(service: Service, request: ResponsesRequest) -> Answer:
@@ -17,11 +20,11 @@ async def answer(service: Service, request: ResponsesRequest) -> Answer:
     messages = request.messages()
 
     def make() -> Stream:
-        return start(service.llm, messages, offer, **request.sampling())
+        return start(service.llm, messages, offer, request.sampling())
 
     stream = await service.made(make)
     job = service.submit([stream])
-    made = _Response(service, request, offer, stream)
+    made = _Response(service, request, stream)
 
     def end() -> None:
         service.end(job)
@@ -52,14 +55,13 @@ def _offer(service: Service, request: ResponsesRequest) -> Offer | None:
         {"type": "function", "function": tool.model_dump(exclude_none=True, exclude={"type"})}
         for tool in request.tools
     ]
-    return Offer(tools, choice if isinstance(choice, str) else choice.name, service.template)
+    name = choice if isinstance(choice, str) else choice.name
+    return offered(tools, name, service.template, request.parallel_tool_calls)
 
 
 class _Response:
-    def __init__(
-        self, service: Service, request: ResponsesRequest, offer: Offer | None, stream: Stream
-    ) -> None:
-        self._request, self._offer, self._stream = request, offer, stream
+    def __init__(self, service: Service, request: ResponsesRequest, stream: Stream) -> None:
+        self._stream = stream
         told = request.model_dump(mode="json", exclude_none=True, by_alias=True)
         self._head: dict[str, Any] = {
             "id": new_id("resp"),
@@ -74,7 +76,7 @@ class _Response:
             "metadata": request.metadata or {},
             "model": service.name,
             "output": [],
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": bool(request.parallel_tool_calls),
             "previous_response_id": None,
             "store": False,
             "temperature": request.temperature,
@@ -116,23 +118,12 @@ class _Response:
             "content": content,
         }
 
-    async def _said(self, news: Any) -> AsyncIterator[Any]:
-        """Pieces of the text, or a call."""
-        async for _, piece in news if self._offer is None else decided(self._offer, news):
-            if piece is not None:
-                yield piece
+    async def whole(self, news: News) -> dict[str, Any]:
+        text = "".join([piece async for _, piece in news if piece])
+        calls = [_call(call) for call in self._stream.tool_calls]
+        return self._ended(calls or [self._message(new_id("msg"), text)])
 
-    async def whole(self, news: Any) -> dict[str, Any]:
-        text, call = "", None
-        async for piece in self._said(news):
-            if isinstance(piece, dict):
-                call = piece
-            else:
-                text += piece
-        item = self._message(new_id("msg"), text) if call is None else _call(call, "completed")
-        return self._ended([item])
-
-    async def events(self, news: Any) -> AsyncIterator[bytes]:
+    async def events(self, news: News) -> AsyncIterator[bytes]:
         number = -1
 
         def event(kind: str, **fields: Any) -> bytes:
@@ -140,42 +131,43 @@ class _Response:
             number += 1
             return _event({"type": f"response.{kind}", "sequence_number": number, **fields})
 
-        text, item, begun = "", None, False
+        text, begun = "", False
         name = new_id("msg")
         at: dict[str, Any] = {"item_id": name, "output_index": 0, "content_index": 0}
-        async for piece in self._said(news):
+
+        def begin_message() -> list[bytes]:
+            return [
+                event("output_item.added", output_index=0, item=self._message(name, None)),
+                event("content_part.added", **at, part=_part("")),
+            ]
+
+        async for _, piece in news:
             if not begun:
                 begun = True
                 yield event("created", response=self._head)
                 yield event("in_progress", response=self._head)
-            if isinstance(piece, dict):
-                item = _call(piece, "completed")
-                begin = {**item, "status": "in_progress", "arguments": ""}
-                where: dict[str, Any] = {"item_id": item["id"], "output_index": 0}
-                said = item["arguments"]
-                yield event("output_item.added", output_index=0, item=begin)
-                yield event("function_call_arguments.delta", **where, delta=said)
-                yield event(
-                    "function_call_arguments.done", **where, name=item["name"], arguments=said
-                )
-                continue
-            if not text:
-                yield event("output_item.added", output_index=0, item=self._message(name, None))
-                yield event("content_part.added", **at, part=_part(""))
-            text += piece
-            yield event("output_text.delta", **at, delta=piece, logprobs=[])
-        if not begun:
-            yield event("created", response=self._head)
-            yield event("in_progress", response=self._head)
-        if item is None:
-            if not text:
-                yield event("output_item.added", output_index=0, item=self._message(name, None))
-                yield event("content_part.added", **at, part=_part(""))
+            if piece:
+                for each in [] if text else begin_message():
+                    yield each
+                text += piece
+                yield event("output_text.delta", **at, delta=piece, logprobs=[])
+        items = [_call(call) for call in self._stream.tool_calls]
+        for index, item in enumerate(items):
+            begin = {**item, "status": "in_progress", "arguments": ""}
+            where: dict[str, Any] = {"item_id": item["id"], "output_index": index}
+            said = item["arguments"]
+            yield event("output_item.added", output_index=index, item=begin)
+            yield event("function_call_arguments.delta", **where, delta=said)
+            yield event("function_call_arguments.done", **where, name=item["name"], arguments=said)
+            yield event("output_item.done", output_index=index, item=item)
+        if not items:
+            for each in [] if text else begin_message():
+                yield each
             yield event("output_text.done", **at, text=text, logprobs=[])
             yield event("content_part.done", **at, part=_part(text))
-            item = self._message(name, text)
-        yield event("output_item.done", output_index=0, item=item)
-        ended = self._ended([item])
+            items = [self._message(name, text)]
+            yield event("output_item.done", output_index=0, item=items[0])
+        ended = self._ended(items)
         yield event(ended["status"], response=ended)
 
 
@@ -183,11 +175,11 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _call(call: dict[str, Any], status: str) -> dict[str, Any]:
+def _call(call: ToolCall) -> dict[str, Any]:
     return {
         "id": new_id("fc"),
         "type": "function_call",
-        "status": status,
-        "call_id": call["id"],
-        **call["function"],
+        "status": "completed",
+        "call_id": call.id,
+        **call.as_openai()["function"],
     }

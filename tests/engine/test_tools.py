@@ -8,6 +8,7 @@ import pytest
 
 from mobilellm_cpp import MobileLLM, ModelError
 from mobilellm_cpp.cache import DEMO
+from mobilellm_cpp.engine.tools import Offer
 
 HELLO = [{"role": "user", "content": "Who bakes the bread here?"}]
 WEATHER = {
@@ -86,9 +87,64 @@ def test_a_call_that_is_cut_off_is_none(llm):
     assert answer.finish_reason == "length" and answer.tool_calls == []
 
 
+def test_streams(llm):
+    asked = {"tools": [WEATHER], "temperature": 0, "max_tokens": 40}
+    words = llm.stream(HELLO, **asked)
+    pieces = list(words)
+    assert "".join(pieces) == llm.chat(HELLO, **asked) and len(pieces) > 1
+    assert words.tool_calls == []
+    called = llm.stream(HELLO, tools=[LIGHT], temperature=0, tool_choice="required")
+    assert list(called) == [] and called.finish_reason == "tool_calls"
+    assert isinstance(called.tool_calls[0].arguments["on"], bool)
+    with pytest.raises(ModelError, match="tools need messages"):
+        llm.stream("Who?", tools=[WEATHER])
+
+
+def test_several_calls(llm):
+    asked = {"tools": [LIGHT], "temperature": 1.5, "top_k": 0}
+    asked |= {"tool_choice": "required", "parallel_tool_calls": True}
+    most = 0
+    for seed in range(2):
+        answer = llm.chat(HELLO, **asked, seed=seed)
+        assert answer == "" and answer.finish_reason == "tool_calls"
+        for call in answer.tool_calls:
+            jsonschema.validate(call.arguments, LIGHT["function"]["parameters"])
+        assert len({call.id for call in answer.tool_calls}) == len(answer.tool_calls) <= 8
+        most = max(most, len(answer.tool_calls))
+    assert most > 1
+    # and they are read back as one message, with a result for each
+    results = [
+        {"role": "tool", "tool_call_id": call.id, "content": "Done."} for call in answer.tool_calls
+    ]
+    assert llm.chat([*HELLO, answer.message(), *results], tools=[WEATHER], max_tokens=5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "a", "arguments": {"b": "}\\n{"}}\n{"name": "a", "arguments": {}}',
+        '<tool_call>\n{"name": "a", "arguments": {"b": "}\\n{"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>',
+    ],
+)
+def test_the_forms_of_several_calls(text):
+    tools = [{"type": "function", "function": {"name": "a"}}]
+    calls = Offer(tools, "auto", "<tool_call>", several=True).called(text)
+    assert [call.arguments for call in calls] == [{"b": "}\n{"}, {}]
+    assert Offer(tools, "auto", "").called(text + '\n{"name": "a", "argu') == []
+
+
 def test_asyncio(llm):
-    answer = asyncio.run(llm.achat(HELLO, tools=[LIGHT], tool_choice="required", temperature=0))
+    asked = {"tools": [LIGHT], "tool_choice": "required", "temperature": 0}
+    answer = asyncio.run(llm.achat(HELLO, **asked))
     assert isinstance(answer.tool_calls[0].arguments["on"], bool)
+
+    async def streamed():
+        stream = await llm.astream(HELLO, **asked)
+        return [piece async for piece in stream], stream.tool_calls
+
+    pieces, calls = asyncio.run(streamed())
+    assert pieces == [] and calls[0].arguments == answer.tool_calls[0].arguments
 
 
 def test_what_cannot_be_offered(llm):

@@ -388,6 +388,19 @@ def test_tools_that_must_be_called(client, choice):
     assert cut.finish_reason == "length" and cut.message.tool_calls is None
 
 
+def test_several_calls_in_an_answer(client):
+    asked = dict(model="demo", messages=HELLO, tools=TOOLS[1:], tool_choice="required")
+    asked |= dict(temperature=1.5, extra_body={"top_k": 0}, parallel_tool_calls=True)
+    made = client.chat.completions.parse(**asked, seed=1).choices[0]
+    calls = made.message.tool_calls
+    assert len(calls) > 1 and made.finish_reason == "tool_calls"
+    assert all(isinstance(call.function.parsed_arguments, Lamp) for call in calls)
+    with client.chat.completions.stream(**asked, seed=1) as stream:
+        again = stream.get_final_completion().choices[0].message.tool_calls
+    assert [call.function.arguments for call in again] == [c.function.arguments for c in calls]
+    assert len({call.id for call in again}) == len(calls)
+
+
 def test_a_tool_that_may_be_called(client, llm):
     asked = dict(model="demo", messages=HELLO, tools=TOOLS, temperature=0, max_tokens=80)
     made = client.chat.completions.create(**asked).choices[0]  # the demo model knows no tools

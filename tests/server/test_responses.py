@@ -72,6 +72,19 @@ def test_tools(client):
     assert again.arguments == call.arguments
     kinds = [event.type.removeprefix("response.") for event in events]
     assert "function_call_arguments.done" in kinds and kinds[-1] == "completed"
+    lamp = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+    more = {**asked, "tools": [{"type": "function", "name": "lamp", "parameters": lamp}]}
+    more |= {"temperature": 1.5, "extra_body": {"seed": 3}, "parallel_tool_calls": True}
+    made = client.responses.create(**more)
+    with client.responses.stream(**more) as stream:
+        list(stream)
+        again = stream.get_final_response().output
+    assert [each.arguments for each in made.output] == [each.arguments for each in again]
+    assert (
+        made.parallel_tool_calls
+        and len(again) > 1
+        and {each.type for each in again} == {"function_call"}
+    )
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "It is Pip."}
     history = [*MESSAGES, call.model_dump(exclude_none=True), result]
     made = client.responses.create(**{**asked, "input": history, "tool_choice": "none"})
