@@ -107,9 +107,9 @@ class Sequence:
             self.owner.run(state)
         return state.made[0]
 
-    def step(self, wanted: Wanted) -> bool:
-        """One step at most towards what next(wanted) gives, for a caller that goes on with several
-        sequences in one thread. True: next() has it at hand."""
+    def step(self, wanted: Wanted | None) -> bool:
+        """One step at most towards what next(wanted) or compute() gives, for a caller that goes on
+        with several sequences in one thread. True: it is at hand."""
         state = self.state
         state.wanted = wanted
         if state.pending():

@@ -202,6 +202,38 @@ def test_completions(client, llm):
     assert parts[-1].finish_reason in ("stop", "length")
 
 
+def test_how_likely_a_text_is(client, llm):
+    text = " ".join(["The old lighthouse keeper asks who bakes the bread by the sea"] * 6)
+    ids = llm.tokenize(text.encode())
+    assert len(ids) > 70  # more than are computed at a time
+    logits = llm.logits(ids).astype(np.float64)
+    wanted = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    of_text = [float(wanted[i, token]) for i, token in enumerate(ids[1:])]
+    asked = dict(model="demo", prompt=text, echo=True, temperature=0, logprobs=2)
+    made = client.completions.create(**asked, max_tokens=0)
+    (choice,) = made.choices
+    assert choice.text == text == "".join(choice.logprobs.tokens)
+    assert made.usage.completion_tokens == 0 and made.usage.prompt_tokens == len(ids)
+    np.testing.assert_allclose(choice.logprobs.token_logprobs, of_text, atol=0.02)
+    offsets, tokens = choice.logprobs.text_offset, choice.logprobs.tokens
+    assert all(
+        text[at : at + len(token)] == token for at, token in zip(offsets, tokens, strict=True)
+    )
+    best = [max(each, key=each.get) for each in choice.logprobs.top_logprobs]
+    said = [llm.detokenize([int(row.argmax())], special=True).decode() for row in logits[:-1]]
+    assert sum(a.strip() == b.strip() for a, b in zip(best, said, strict=True)) > 0.95 * len(best)
+    # ids are taken as they are, and what follows them comes behind them
+    (choice,) = client.completions.create(**{**asked, "prompt": ids}, max_tokens=4).choices
+    assert choice.logprobs.token_logprobs[0] is None and choice.logprobs.top_logprobs[0] is None
+    np.testing.assert_allclose(choice.logprobs.token_logprobs[1 : len(ids)], of_text, atol=0.02)
+    assert len(choice.logprobs.tokens) == len(ids) + 4
+    assert choice.text.endswith("".join(llm.stream(ids, temperature=0, max_tokens=4)))
+    chunks = client.completions.create(**{**asked, "prompt": ids}, max_tokens=4, stream=True)
+    parts = [chunk.choices[0] for chunk in chunks]
+    together = [part.logprobs.token_logprobs for part in parts if part.logprobs]
+    assert sum(together, []) == choice.logprobs.token_logprobs
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
