@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ContextError, ModelError
+from .adapters import Adapters
 from .library import llama_cpp
 from .llama_base import LlamaBase
 from .prompt_lookup import MOST
@@ -54,6 +55,8 @@ class InheritedCalls(LlamaBase):
     _embedding: bool
     _pooling: int
     _context: int
+    _prompts: Any  # a PromptCache, or None
+    _adapters: Adapters
 
     # The sequence of this object or view
 
@@ -108,6 +111,11 @@ class InheritedCalls(LlamaBase):
         """Forgets the tokens that were evaluated."""
         self._own = None
         self._restored = False
+
+    def _prompt_cache(self) -> Any:
+        """The PromptCache, where there is one and it is of use now."""
+        known = self._prompts is not None and not self._adapters.in_use
+        return self._prompts if known and not self._sequences.places.window else None
 
     # Low-level calls
 
@@ -191,6 +199,7 @@ class InheritedCalls(LlamaBase):
         reset = named.pop("reset", reset)
         sampler = self._sampler_for(keep_logits=stopping_criteria is not None, **named)
         tokens = self._checked_tokens(tokens)
+        prompts = None
         if self._own is not None and self._restored:
             sequence, start = self._own, 0
             sequence.rewrite(tokens)
@@ -198,6 +207,8 @@ class InheritedCalls(LlamaBase):
             sequence, start = self._own, self.n_tokens
             sequence.extend(tokens)
         else:
+            if prompts := self._prompt_cache():
+                prompts.prepare(self._sequences, tokens)
             sequence, start = self._sequences.open(tokens), 0
         self._own, self._restored = sequence, False
         if not sequence.tokens:
@@ -215,6 +226,9 @@ class InheritedCalls(LlamaBase):
                 start = len(sequence.tokens)
             else:
                 chosen, logits = sequence.next(sampler)
+                if prompts:
+                    prompts.keep(sequence, len(tokens))
+                    prompts = None
             if logits is not None:
                 kept = logits.copy() if stops else logits
             token = sampler.pick(sequence.tokens, chosen, logits)

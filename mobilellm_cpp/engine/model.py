@@ -288,11 +288,6 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         except OSError as error:
             raise ModelError(f"{place}: {error.strerror}") from error
 
-    def _prompt_cache(self) -> Any:
-        """The PromptCache, where there is one and it is of use now."""
-        known = self._prompts is not None and not self._adapters.in_use
-        return self._prompts if known and not self._sequences.places.window else None
-
     @property
     def n_slots(self) -> int:
         """How many sequences at most have a place in the KV cache at a time."""
@@ -452,7 +447,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         pieces = until_stop(
             self._pieces(stream, sequence, sampler, budget, constraint, n_best or 0), stop, stream
         )
-        stream._sequence, stream._sampler = sequence, sampler
+        stream._sequence, stream._sampler = sequence if budget else None, sampler
         if chat and not form:
             pieces = without_leading_space(pieces)
         stream._pieces = pieces

@@ -159,3 +159,22 @@ def test_sliding_windows_do_without(tmp_path):
         before = llm.batch([prompt], max_tokens=3, seed=1)
         assert before == llm.batch([prompt], max_tokens=3, seed=1)
         assert not list((tmp_path / "kept").glob("*.prompt"))
+
+
+def test_completions_of_llama_cpp_take_part(model, tmp_path, caplog):
+    said = []
+    for _ in range(2):
+        with MobileLLM(model, n_ctx=1024, n_threads=1) as llm:
+            llm.use_prompt_cache(tmp_path)
+            with caplog.at_level("INFO", "mobilellm_cpp"):
+                made = llm.create_completion(SYSTEM, max_tokens=8, temperature=0)
+            said.append(made["choices"][0]["text"])
+            assert ("a prompt of" in caplog.text) == (len(said) == 2)
+            llm._prompts.wait()
+        assert len(list(tmp_path.glob("*.prompt"))) == 1
+    assert said[0] == said[1] == without_cache(model, SYSTEM)
+
+
+def without_cache(model, prompt):
+    with MobileLLM(model, n_ctx=1024, n_threads=1) as llm:
+        return "".join(llm.stream(prompt, max_tokens=8, temperature=0))
