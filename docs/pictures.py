@@ -1,14 +1,19 @@
-"""Makes docs/chat.svg: a real chat with the model that comes along, as a terminal shows it.
+"""Makes the pictures of the documents, from real programs and from the tables of measurements.md.
 
-.venv/bin/python docs/pictures.py
+    .venv/bin/python docs/pictures.py [chat] [page] [speed] [quality]
+
+chat.svg is a chat with the model that comes along, as a terminal shows it; page.png the server's
+page in Chromium; speed.png and quality.png show tables.
 """
 
 import io
 import itertools
 import os
+import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +23,23 @@ from rich.terminal_theme import DIMMED_MONOKAI
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+DOCS = ROOT / "docs"
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "server")]
 from terminal import Terminal  # noqa: E402
 
 ROWS, COLUMNS = 17, 84
 QUESTIONS = ("hi, who are you?", "who bakes the bread here?", "and where does she live?")
+SHOWN = {  # rows of `make bench`
+    "decode, base Q4_0, depth 64, 2 threads": "Q4_0",
+    "decode, base Q8_0, depth 64, 2 threads": "Q8_0",
+    "decode, base Q4_0, f16 KV, depth 512, 2 threads": "Q4_0, 512 tokens in the context",
+    "decode, layer-shared Q4_0, depth 64, 2 threads, against the weights written out twice in "
+    "stock": "layer-shared Q4_0\n(stock: blocks written out twice)",
+}
+OURS, OTHERS = "#1f77b4", "#b0b7bf"
 
 
-def main() -> None:
+def chat() -> None:
     with tempfile.TemporaryDirectory() as home:
         env = {**os.environ, "XDG_DATA_HOME": home}
         command = [str(Path(sys.executable).with_name("mobilellm")), "chat"]
@@ -50,7 +64,120 @@ def main() -> None:
             )
         chat.child.close(force=True)
     svg = console.export_svg(title="mobilellm chat", theme=DIMMED_MONOKAI, unique_id="chat")
-    (ROOT / "docs" / "chat.svg").write_text(svg, encoding="utf-8")
+    (DOCS / "chat.svg").write_text(svg, encoding="utf-8")
+
+
+def page() -> None:
+    from serving import running
+    from test_page import Page, browser
+
+    from mobilellm_cpp import MobileLLM
+    from mobilellm_cpp.cache import DEMO
+
+    with (
+        MobileLLM.from_checkpoint(DEMO, type="q8_0") as llm,
+        running(llm, "mobilellm-demo") as server,
+        browser() as driver,
+    ):
+        driver.set_window_size(1000, 840)
+        shown = Page(driver, server.url)
+        shown.until(lambda: shown.one("#model").text)
+        shown.one("#open-settings").click()
+        shown.one("#temperature").send_keys("0")
+        shown.one("dialog button[value=close]").click()
+        for number, question in enumerate(QUESTIONS[:2], 1):
+            shown.ask(question + "\n")
+            shown.until(lambda n=number: len(shown.texts("article")) == 2 * n)
+            shown.status("The answer is there.")
+        driver.save_screenshot(str(DOCS / "page.png"))
+
+
+def speed() -> None:
+    """Bars for the processors of measurements.md, the sections with a table of `make bench`."""
+    page = (DOCS / "measurements.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    tables = {name: _table(text.split("<!-- make bench -->")[-1]) for name, text in parts}
+    measured = {
+        name: {cells[0]: re.findall(r", (\d+) : (\d+)", cells[2]) for cells in table}
+        for name, table in tables.items()
+        if any(cells[0] in SHOWN for cells in table)
+    }
+    figure, axes = _figure(len(measured), (10, 3.4))
+    for place, (name, rows) in zip(axes, measured.items(), strict=True):
+        for at, row in enumerate(SHOWN):
+            ours, stock = map(int, rows[row][0])
+            for value, shift, colour in ((ours, -0.2, OURS), (stock, 0.2, OTHERS)):
+                place.barh(at + shift, value, 0.38, color=colour)
+                place.text(value, at + shift, f" {value}", va="center", fontsize=8)
+        place.set(title=name, xlabel="tokens/s", yticks=range(len(SHOWN)))
+        place.set_yticklabels(SHOWN.values())
+        place.title.set_fontsize(10)
+        place.margins(x=0.12)
+    axes[0].invert_yaxis()
+    from matplotlib.patches import Patch
+
+    labels = {"mobilellm-cpp": OURS, "stock llama.cpp": OTHERS}
+    handles = [Patch(color=colour, label=label) for label, colour in labels.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle("Decode of 125M with 2 threads", fontsize=11)
+    figure.savefig(DOCS / "speed.png", dpi=110)
+
+
+def quality() -> None:
+    """Loss against size, of the first table under "What quantized files lose"."""
+    page = (DOCS / "measurements.md").read_text(encoding="utf-8")
+    rows = _table(page.split("## What quantized files lose")[1].split("\n\n| | MB |")[1])
+    figure, (axes,) = _figure(1, (7.5, 4.4))
+    before = ""
+    for name, size, _, _, loss, *_ in rows:
+        if not loss or not loss[0].isdigit():
+            continue
+        ours = name.startswith("`")
+        label = name.replace("the same", before).replace("llama-quantize ", "")
+        label = label.replace("`", "").replace(", calibrated", "")
+        before = label.split(",")[0]
+        axes.plot(float(size), float(loss), "o", color=OURS if ours else "#6b7280")
+        above = float(size) > 100  # there is no room beside it
+        axes.annotate(
+            label,
+            (float(size), float(loss)),
+            (0, 9) if above else (8, 0),
+            textcoords="offset points",
+            ha="center" if above else "left",
+            va="center",
+            fontsize=9,
+            color=OURS if ours else "#374151",
+        )
+    axes.set(yscale="log", xlabel="size, MB", xlim=(72, 112), ylim=(0.02, 0.4))
+    axes.set_ylabel("mean KL divergence from F16, nats")
+    axes.set_yticks([0.02, 0.05, 0.1, 0.2, 0.4], ["0.02", "0.05", "0.1", "0.2", "0.4"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.set_title("SmolLM2-135M: mobilellm quantize (blue) and llama-quantize (grey)", fontsize=10)
+    figure.savefig(DOCS / "quality.png", dpi=110)
+
+
+def _figure(n: int, size: tuple[float, float]) -> Any:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, n, figsize=size, squeeze=False, sharey=True, layout="constrained"
+    )
+    for each in axes[0]:
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0]
+
+
+def _table(text: str) -> list[list[str]]:
+    """The cells of the first table in a text, without its head."""
+    lines = itertools.takewhile(
+        lambda line: line.startswith("|"),
+        itertools.dropwhile(lambda line: not line.startswith("|---"), text.splitlines()),
+    )
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines][1:]
 
 
 def _line(screen: Any, row: int) -> Text:
@@ -82,5 +209,14 @@ def _colour(name: str) -> str | None:
     return name.replace("bright", "bright_")
 
 
+PICTURES: tuple[Callable[[], None], ...] = (chat, page, speed, quality)
+
+
+def main(names: list[str]) -> None:
+    for picture in PICTURES:
+        if not names or picture.__name__ in names:
+            picture()
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
