@@ -119,7 +119,8 @@ class Prompt:
 
     def ask(self, default: str = "") -> str:
         """What the person types. Raises KeyboardInterrupt and EOFError."""
-        self._size = self._talk.conversation.size()
+        talk = self._talk  # of a full context the next question drops the oldest turns
+        self._size = min(talk.conversation.size(), talk.llm.n_ctx())
         text = self._session.prompt("> ", default=default)
         return text.replace("\\\n", "\n")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ModelError
-from .common import Cache, Context, OptionalModel, Threads, Type, complain
+from .common import Adapters, Cache, Context, OptionalModel, Threads, Type, complain, parse_adapters
 from .sampling import takes_sampling
 
 
@@ -53,6 +53,7 @@ def chat(
         ),
     ] = True,
     sampling: dict[str, Any],
+    lora: Adapters = None,
     type: Type = None,
     ctx: Context = 0,
     cache_type: Cache = None,
@@ -99,6 +100,8 @@ def chat(
         keep=keep and (typing or resume),
     )
     talk.show_thinking = thinking
+    if lora:
+        talk.adapt(parse_adapters(lora))
     if system and not talk.has_template:
         note(f"{talk.name} is a base model: it knows no instructions, --system has no effect")
     session = Session(talk, complain, markdown)

@@ -76,6 +76,14 @@ Threads = Annotated[
         help="The number of threads; 0: what decodes fastest here.",
     ),
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="Use a LoRA adapter, a GGUF file that `mobilellm convert` made; may be repeated.",
+    ),
+]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
 Schedule = Annotated[
     str | None,
@@ -119,6 +127,18 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         except (ValueError, RecursionError):
             fields[name] = value
     return fields
+
+
+def parse_adapters(texts: list[str] | None) -> list[tuple[str, float]]:
+    """Files and scales from FILE[:SCALE]."""
+    found = []
+    for text in texts or []:
+        file, _, scale = text.rpartition(":")
+        try:
+            found.append((file, float(scale)) if file and not Path(text).exists() else (text, 1.0))
+        except ValueError:
+            found.append((text, 1.0))
+    return found
 
 
 def printable(text: str) -> str:

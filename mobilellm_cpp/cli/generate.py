@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Cache, Context, OptionalModel, Threads, Type, print_json
+from .common import (
+    Adapters,
+    Cache,
+    Context,
+    OptionalModel,
+    Threads,
+    Type,
+    parse_adapters,
+    print_json,
+)
 from .sampling import read_text, takes_sampling
 
 if TYPE_CHECKING:
@@ -59,6 +68,7 @@ def generate(
             help="Keep what is computed of the text on disk, for texts that begin alike.",
         ),
     ] = False,
+    lora: Adapters = None,
     type: Type = None,
     ctx: Context = 0,
     cache_type: Cache = None,
@@ -74,7 +84,9 @@ def generate(
     text = _prompt(prompt, file)
     from .common import load
 
-    llm = load(model, type, n_ctx=ctx, n_threads=threads, cache_type=cache_type)
+    llm = load(
+        model, type, n_ctx=ctx, n_threads=threads, cache_type=cache_type, lora=parse_adapters(lora)
+    )
     if keep:
         llm.use_prompt_cache()
     asked: Any = text

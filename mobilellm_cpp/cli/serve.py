@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ModelError
-from .common import Cache, Context, OptionalModel, Threads, Type
+from .common import Adapters, Cache, Context, OptionalModel, Threads, Type, parse_adapters
 
 
 def serve(
@@ -41,6 +41,7 @@ def serve(
     seconds: Annotated[
         float, typer.Option("--timeout", min=1, help="How many seconds an answer may take.")
     ] = 600,
+    lora: Adapters = None,
     type: Type = None,
     ctx: Context = 0,
     cache_type: Cache = None,
@@ -66,7 +67,9 @@ def serve(
     from .common import load
 
     bound = bind(host, port)
-    llm = load(model, type, n_ctx=ctx, n_threads=threads, cache_type=cache_type)
+    llm = load(
+        model, type, n_ctx=ctx, n_threads=threads, cache_type=cache_type, lora=parse_adapters(lora)
+    )
     app = create_app(
         llm,
         name or (Path(model).name.removesuffix(".gguf") if model else "mobilellm-demo"),

@@ -152,6 +152,11 @@ class GGUFFile:
 @contextmanager
 def open_gguf(path: str | os.PathLike[str]) -> Iterator[GGUFFile]:
     """A file to read while the context lasts. Raises ModelError when it is no sound GGUF file."""
+    if os.path.isdir(path):
+        raise ModelError(
+            f"{os.fspath(path)} is a folder and not a GGUF file: `mobilellm convert` makes one of "
+            "a checkpoint or an adapter"
+        )
     if not os.path.isfile(path):
         raise ModelError(f"{os.fspath(path)}: no such file")
     handle = _open(os.fsencode(path))

@@ -129,6 +129,11 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         seed = arguments.pop("seed", None)
         needed, self._slots = 0, max(1, min(SLOTS, arguments.get("n_batch", 512) - 1))
         with open_gguf(path) as file:
+            if file.get("general.type") == "adapter":
+                raise ModelError(
+                    f"{path} is a LoRA adapter and not a model: load its model with "
+                    "lora=[(adapter, 1.0)], or in commands with --lora"
+                )
             self._context = arguments.pop("n_ctx") or min(context_length(file) or 512, 8192)
             self._slots = max(1, min(self._slots, self._context - 1))
             arch = file.get("general.architecture")

@@ -3,15 +3,17 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+from adapters import peft_model
 from checkpoints import make_checkpoint, random_tensor
 from terminal import Terminal
 
-from mobilellm_cpp import convert_checkpoint
+from mobilellm_cpp import MobileLLM, convert_adapter, convert_checkpoint
 
 MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
 TEMPLATE = (
@@ -123,6 +125,38 @@ def test_no_command_goes_to_the_model(person):
         chat.wait(said, after=line)
     assert chat.end() == 0
     assert person.files() == []
+
+
+def test_adapters(person, models, tmp_path):
+    """What PEFT saved changes answers, by its scale, until it is turned off."""
+    (tmp_path / "peft").mkdir()
+    peft_model(models / "chat").save_pretrained(tmp_path / "peft")
+    adapter = tmp_path / "adapter.gguf"
+    convert_adapter(tmp_path / "peft", adapter, base=models / "chat")
+    texts = ["Who are you?", f"/lora {adapter}", "/regen", f"/lora {adapter} 0.5", "/regen"]
+    texts += ["/lora off", "/regen"]
+    command = [MOBILELLM, "chat", str(models / "chat.gguf"), "--lines", "--temperature", "0"]
+    done = subprocess.run(
+        [*command, "-n", "6", "-t", "1"],
+        input="\n".join([*texts, f"/lora {tmp_path / 'peft'}", ""]).encode(),
+        env=person.env,
+        capture_output=True,
+    )
+    said = done.stdout.decode().splitlines()
+    wanted = []
+    for lora in ([], [(adapter, 1.0)], [(adapter, 0.5)], []):
+        with MobileLLM(models / "chat.gguf", n_threads=1, lora=lora) as llm:
+            messages = [{"role": "user", "content": texts[0]}]
+            wanted.append(llm.chat(messages, temperature=0, max_tokens=6))
+    assert said == [" ".join(text.splitlines()) for text in wanted]
+    assert len(set(said)) == 3
+    assert b"is a folder and not a GGUF file: `mobilellm convert`" in done.stderr
+    once = [*command[:3], "--temperature", "0", "-n", "6", "-t", "1", texts[0]]
+    for scale, answer in (("", said[1]), (":0.5", said[2])):
+        done = subprocess.run(
+            [*once, "--lora", f"{adapter}{scale}"], env=person.env, capture_output=True, text=True
+        )
+        assert done.stdout == f"{answer}\n", done.stderr
 
 
 def test_several_lines(person):
