@@ -55,6 +55,8 @@ MIXES: dict[str, tuple[TensorType, int]] = {
 # general.file_type of a file whose weights are mostly of a type.
 FILE_TYPES: dict[TensorType, int] = {kind: number for kind, number in MIXES.values()} | {
     Q2_0: MOSTLY_Q2_0,
+    Q5_0: LlamaFileType.MOSTLY_Q5_0,
+    Q5_1: LlamaFileType.MOSTLY_Q5_1,
     Q3_K: LlamaFileType.MOSTLY_Q3_K_M,
     Q4_K: LlamaFileType.MOSTLY_Q4_K_M,
     Q5_K: LlamaFileType.MOSTLY_Q5_K_M,

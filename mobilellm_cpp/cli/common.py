@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..quant.weight_type import DEFAULT_TYPE, CacheType, FileType
+from ..quant.weight_type import DEFAULT_COST, DEFAULT_TYPE, CacheType, FileType
 
 
 def _kept_sources(incomplete: str) -> list[str]:
@@ -206,7 +206,8 @@ def _bar(unit: str | None) -> Any:
 def tell_type(source: str) -> None:
     """Says in which type a checkpoint is taken where nobody chose one."""
     print(
-        f"{printable(source)} is used as {DEFAULT_TYPE}; --type chooses another type",
+        f"{printable(source)} is used as {DEFAULT_TYPE}, {DEFAULT_COST}; "
+        "--type chooses another type",
         file=sys.stderr,
     )
 

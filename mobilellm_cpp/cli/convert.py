@@ -44,7 +44,7 @@ def convert(
         typer.Option(
             help=f"Type of the weights; by default {DEFAULT_TYPE}, or f32 for an adapter. "
             "exact keeps the 1 to 4 bits of ParetoQ and int4 checkpoints. tiny, small, balanced "
-            "and best are recipes of `mobilellm quantize`.",
+            "and best are the recipes of `mobilellm quantize`, without calibration.",
             show_default=False,
         ),
     ] = None,
@@ -91,7 +91,6 @@ def convert(
             checkpoint,
             out,
             type or DEFAULT_TYPE,
-            text=_calibration_text() if type in RECIPE_NAMES else None,
             schedule=schedule,
             portable=portable,
             chat_template=chat_template,
@@ -100,6 +99,11 @@ def convert(
         )
     if type is None:
         tell_type(source)
+    elif type in RECIPE_NAMES:
+        print(
+            "rounding is not calibrated: `mobilellm quantize` does that, in minutes",
+            file=sys.stderr,
+        )
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     print(
@@ -125,18 +129,6 @@ def convert(
             adapter=adapter,
         )
         finish(found, more=KEPT)
-
-
-def _calibration_text() -> str | None:
-    """The built-in text where torch is there to calibrate on it."""
-    from importlib.util import find_spec
-
-    from ..quant.calibration_text import builtin_text
-
-    if find_spec("torch") is None:
-        print("rounding is not calibrated, because torch is not installed", file=sys.stderr)
-        return None
-    return builtin_text()
 
 
 def _convert_adapter(

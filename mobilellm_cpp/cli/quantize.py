@@ -101,8 +101,10 @@ def quantize(
     from ..convert.gguf_file import check_output
     from ..inspection.perplexity import read_text
     from ..quant.calibration_text import builtin_text
+    from ..quant.mixes import MIXES
     from ..quantization import run
     from ..quantization.imatrix import collect, read_imatrix, write_imatrix
+    from ..quantization.importance import column_importance
     from ..quantization.source import Source
 
     if target_size is not None and target_bpw is not None:
@@ -126,13 +128,16 @@ def quantize(
                 sums, counts = collect(opened, tokens, progress)
             name = "built-in" if calibration is None else calibration.name
             write_imatrix(save_imatrix, sums, counts, name, len(tokens), len(tokens[0]))
+        importance = None if imatrix is None else read_imatrix(imatrix, opened)
+        if importance is None and not calibrated and plan.type not in MIXES:
+            importance = column_importance(opened, text)
         with progress_bar("weights") as progress:
             made = run.quantize_file(
                 opened,
                 out,
                 plan,
                 text=text if calibrated else None,
-                imatrix=None if imatrix is None else read_imatrix(imatrix, opened),
+                imatrix=importance,
                 sequences=sequences,
                 tune=tune if calibrated else 0,
                 progress=progress,
@@ -155,14 +160,15 @@ def _plan(
     fallback: bool,
     imatrix: bool,
 ) -> "Plan":
-    from ..quant.budget import RECIPES
+    from ..quant.budget import RECIPES, UNCALIBRATED
     from ..quantization import run
 
+    recipes = RECIPES if text is not None or imatrix else UNCALIBRATED
     if size is not None:
         bits = run.bits_for_size(source, size)
     if bits is None and type not in RECIPES:
         return run.make_plan(source, type, fallback=fallback, imatrix=imatrix)
-    name, bits = (type, RECIPES[type]) if bits is None else (f"{bits:.2f} bits", bits)
+    name, bits = (type, recipes[type]) if bits is None else (f"{bits:.2f} bits", bits)
     with progress_bar("sequences") as progress:
         return run.best_plan(source, name, bits, text, progress)
 

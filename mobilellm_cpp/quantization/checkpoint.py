@@ -9,9 +9,11 @@ from typing import Any
 
 from ..convert import Checkpoint, convert_checkpoint
 from ..convert.conversion import ConversionReport
-from ..convert.gguf_file import check_output
-from ..quant.budget import RECIPES
+from ..convert.gguf_file import OutputError, check_output
+from ..quant.budget import UNCALIBRATED
+from ..quant.calibration_text import builtin_text
 from ..quant.weight_type import FileType
+from .importance import column_importance
 from .run import Progress, best_plan, quantize_file
 from .source import Source
 
@@ -27,24 +29,30 @@ def convert_to(
     out: str | Path | None,
     type: FileType,
     *,
-    text: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> ConversionReport:
-    """convert_checkpoint, which takes the same `options`, where `type` may be a recipe; then with
-    `text` sensitivities are measured and the rounding is calibrated on it, which needs torch."""
-    if type not in RECIPES:
+    """convert_checkpoint, which takes the same `options`, where `type` may be a recipe. That one is
+    not calibrated, which would take minutes: errors are weighted by how strong the columns of the
+    inputs are, and bits are given by what kind a matrix is."""
+    if type not in UNCALIBRATED:
         options["type"] = type
         return convert_checkpoint(checkpoint, out, progress=progress, **options)
     path = Path(f"{checkpoint.name}-{type}.gguf" if out is None else out).expanduser()
     check_output(path, checkpoint.files)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    try:
+        scratch = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+    with scratch as folder:
         whole = Path(folder) / path.name
-        options["type"] = float_type(checkpoint)
+        merged = options.get("adapter") is not None  # sums that are rounded only once
+        options["type"] = "f32" if merged else float_type(checkpoint)
         report = convert_checkpoint(checkpoint, whole, progress=progress, **options)
         source = Source(whole)
-        plan = best_plan(source, type, RECIPES[type], text)
-        made = quantize_file(source, path, plan, text=text, progress=progress)
+        plan = best_plan(source, type, UNCALIBRATED[type], None)
+        imatrix = column_importance(source, builtin_text())
+        made = quantize_file(source, path, plan, imatrix=imatrix, progress=progress)
     return dataclasses.replace(
         report,
         path=path,

@@ -19,7 +19,20 @@ from ..errors import ModelError
 from ..quant.budget import candidates
 from ..quant.mixes import is_matrix
 from ..quant.rounding import Rounder, dequantize
-from ..quant.types import TensorType
+from ..quant.types import (
+    IQ4_NL,
+    Q2_0,
+    Q3_K,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    TensorType,
+)
 from .source import Source
 
 if TYPE_CHECKING:
@@ -32,23 +45,44 @@ Progress = Callable[[int, int, str], None]
 SEQUENCES, TOKENS = 16, 128
 NEEDS_TORCH = "calibration needs torch: pip install 'mobilellm-cpp[torch]', or use --no-calibration"
 
-# Without measurements: how much worse an error of the same share is in these than in the others.
-FACTORS = {"attn_v": 4.0, "attn_output": 2.0, "ffn_down": 2.0, "token_embd": 2.0, "output": 2.0}
+# Without measurements: how much more an error of the same share costs in a weight of these than in
+# one of ffn_gate (measured on SmolLM2-135M: docs/measurements.md), and each type's share of error
+# in numbers with a normal distribution.
+FACTORS = {
+    "attn_v": 24.0,
+    "attn_k": 4.0,
+    "ffn_down": 4.0,
+    "token_embd": 3.0,
+    "output": 3.0,
+    "attn_q": 2.0,
+    "attn_output": 2.0,
+    "ffn_up": 2.0,
+}
+ERRORS = {
+    Q2_0: 0.516,
+    Q3_K: 0.0228,
+    Q4_0: 0.0074,
+    IQ4_NL: 0.0058,
+    Q4_K: 0.0051,
+    Q4_1: 0.0061,
+    Q5_0: 0.0018,
+    Q5_K: 0.0013,
+    Q5_1: 0.0014,
+    Q6_K: 0.00031,
+    Q8_0: 0.00003,
+}
 
 
 def guessed(source: Source) -> Costs:
     """Costs in arbitrary units: each type's share of error, times the weights, times FACTORS."""
-    costs: Costs = {}
-    for name, info in source.tensors.items():
-        if is_matrix(name, info.shape):
-            values = source.values(name)
-            factor = FACTORS.get(name.removesuffix(".weight").split(".")[-1], 1.0)
-            power = float(np.square(values, dtype=np.float64).sum()) or 1.0
-            costs[name] = {
-                kind: factor * values.size * float(error.sum(dtype=np.float64)) / power
-                for kind, error in _errors(values, None)
-            }
-    return costs
+    return {
+        name: {
+            kind: FACTORS.get(name.split(".")[-2], 1.0) * info.n_elements * ERRORS[kind]
+            for kind in candidates(info.shape[-1])
+        }
+        for name, info in source.tensors.items()
+        if is_matrix(name, info.shape)
+    }
 
 
 def measured(source: Source, tokens: list[list[int]], progress: Progress | None = None) -> Costs:
@@ -65,11 +99,10 @@ def measured(source: Source, tokens: list[list[int]], progress: Progress | None 
     return costs
 
 
-def _errors(values: Floats, importance: Floats | None) -> list[tuple[TensorType, Floats]]:
+def _errors(values: Floats, importance: Floats) -> list[tuple[TensorType, Floats]]:
     """The squared errors of a matrix in each type that it can have."""
     found = []
-    if importance is not None:
-        importance = importance / max(float(importance.mean()), 1e-30) + np.float32(1e-3)
+    importance = importance / max(float(importance.mean()), 1e-30) + np.float32(1e-3)
     for kind in candidates(values.shape[-1]):
         bits = values.view(np.uint32)
         data = np.array(Rounder().round(bits, "F32", kind, importance))

@@ -15,7 +15,7 @@ from checkpoints import make_checkpoint, random_tensor, tensor_shapes
 from gguf_edit import ARRAY, STRING, U32, rewrite
 from lattices import pareto
 from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
-from mobilellm_cpp.quant.weight_type import WeightType
+from mobilellm_cpp.quant.weight_type import DEFAULT_COST, WeightType
 
 from mobilellm_cpp import MobileLLM
 from mobilellm_cpp.engine.conversation import Conversation
@@ -209,12 +209,12 @@ def test_generate(place):
     done = run(place, *arguments)
     assert done.returncode == 0, done.stderr
     assert run(place, *arguments).stdout == done.stdout
-    assert len(list((place / "cache").glob("tiny-q4_0-*.gguf"))) == 1  # converted once
+    assert len(list((place / "cache").glob("tiny-balanced-*.gguf"))) == 1  # converted once
     assert run(place, "generate", "tiny", "-n", "8", "--seed", "7", stdin="hello").returncode == 0
 
 
 def test_a_type_that_nobody_chose_is_told(place):
-    told = "tiny is used as q4_0; --type chooses another type"
+    told = f"tiny is used as balanced, {DEFAULT_COST}; --type chooses another type"
     options = ("generate", "-p", "a", "-n", "1")
     for _ in range(2):  # converted, and from the cache
         assert told in run(place, *options, "tiny").stderr.splitlines()
@@ -238,7 +238,7 @@ def test_generate_refuses(place):
 
 def answers(place, questions, *, ctx=0, system=None, n=512):
     """What a Conversation in Python answers, greedily, as `chat` prints it."""
-    llm = MobileLLM.from_checkpoint(place / "chatty", n_ctx=ctx, n_threads=1)
+    llm = MobileLLM.from_checkpoint(place / "chatty", "q4_0", n_ctx=ctx, n_threads=1)
     talk = Conversation(llm, system, n, temperature=0.0)
     return "".join("".join(talk.answer(question)) + "\n" for question in questions)
 
@@ -293,7 +293,7 @@ def test_chat_says_when_a_message_does_not_fit_and_goes_on(place):
 
 def test_a_base_model_completes(place):
     done = chat(place, "tiny", "once upon", "-n", "6")
-    llm = MobileLLM.from_checkpoint(place / "tiny", n_threads=1)
+    llm = MobileLLM.from_checkpoint(place / "tiny", "q4_0", n_threads=1)
     assert done.stdout == "".join(llm.stream("once upon", max_tokens=6, temperature=0)) + "\n"
 
 

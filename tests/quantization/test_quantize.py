@@ -14,7 +14,8 @@ import torch
 from checkpoints import make_checkpoint
 from gguf import GGUFReader
 from mobilellm_cpp.convert import convert_checkpoint
-from mobilellm_cpp.quant.budget import RECIPES, best_mix
+from mobilellm_cpp.quant.budget import UNCALIBRATED, best_mix
+from mobilellm_cpp.quant.calibration_text import builtin_text
 from mobilellm_cpp.quant.types import Q3_K, Q4_0, Q8_0
 from stock_tools import number, stock_perplexity
 from typer.testing import CliRunner
@@ -23,7 +24,7 @@ from mobilellm_cpp import MobileLLM, ModelError
 from mobilellm_cpp.cli import app
 from mobilellm_cpp.inspection.comparison import compare_models
 from mobilellm_cpp.inspection.perplexity import perplexity
-from mobilellm_cpp.quantization import run
+from mobilellm_cpp.quantization import imatrix, importance, run
 from mobilellm_cpp.quantization.source import Source
 
 torch.set_num_threads(1)  # threads that wait for each other starve on a busy machine
@@ -157,13 +158,13 @@ def test_stock_reads_it(text: Path, tmp_path: Path, stock_lib: Path) -> None:
         assert ours.perplexity == pytest.approx(theirs, rel=0.01), kind
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", UNCALIBRATED)
 def test_recipes(demo: Path, recipe: str, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     said = quantize(demo, out, "--type", recipe, "--no-calibration", "--no-report")
     matrices = [t for t in GGUFReader(out).tensors if len(t.shape) == 2]
     bits = 8 * sum(t.n_bytes for t in matrices) / sum(t.n_elements for t in matrices)
-    assert bits == pytest.approx(RECIPES[recipe], rel=0.02)
+    assert bits == pytest.approx(UNCALIBRATED[recipe], rel=0.02)
     assert f"{recipe}: " in said
     with MobileLLM(out, n_threads=1) as llm:
         assert np.isfinite(llm.logits([1, 2, 3])).all()
@@ -223,11 +224,26 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert isinstance(done.exception, ModelError)
 
 
+def test_strength_of_columns(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What llama.cpp's graph says of the inputs is what PyTorch finds, summed over executions."""
+    monkeypatch.setattr(importance, "OUTPUTS", 1)
+    source, text = Source(demo), builtin_text()
+    found = importance.column_importance(source, text)
+    assert set(found) == {name for name, info in source.tensors.items() if len(info.shape) == 2}
+    with MobileLLM(demo, n_threads=1) as llm:
+        tokens = llm.tokenize(text[: 8 * importance.TOKENS].encode())[: importance.TOKENS]
+    sums, counts = imatrix.collect(source, [tokens])
+    for name, squares in sums.items():
+        executions = counts[name] / len(tokens)
+        wanted = squares / counts[name] * executions
+        wanted += 1e-3 * wanted.mean()
+        np.testing.assert_allclose(found[name], wanted, rtol=0.05, atol=0.01 * wanted.mean())
+
+
 def test_recipes_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """convert --type and from_checkpoint take recipes; an adapter file has none."""
     out = tmp_path / "out.gguf"
     arguments = ["convert", str(DEMO), "-o", str(out), "--type", "best"]
-    monkeypatch.setattr("mobilellm_cpp.cli.convert._calibration_text", lambda: None)
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output + repr(done.exception)
     assert "6.5" in done.output and [p.name for p in tmp_path.iterdir()] == ["out.gguf"]
