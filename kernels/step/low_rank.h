@@ -14,7 +14,8 @@
 
 namespace mobilellm {
 
-constexpr int64_t padded_rank(int64_t rank) {
+// static: files with instruction-set flags of their own have a copy each
+static constexpr int64_t padded_rank(int64_t rank) {
     return (rank + 3) / 4 * 4;
 }
 

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 # Settings of a context that K and V of a token depend on.
 _OF_KV = ("rope", "yarn", "attention", "flash_attn", "type", "n_ubatch")
 SLOTS = 16  # sequences that may have a place in the KV cache at a time
+WINDOWS = 4  # where each needs a window of its own in the sliding layers
 
 
 def _memory() -> int:
@@ -138,7 +139,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
             self._slots = max(1, min(self._slots, self._context - 1))
             arch = file.get("general.architecture")
             if file.get(f"{arch}.attention.sliding_window"):
-                self._slots = 1  # each more would need a window of its own in the sliding layers
+                self._slots = min(self._slots, WINDOWS)
             causal = file.get(f"{arch}.attention.causal", True) is not False
             with contextlib.suppress(ModelError):  # the loader says it better
                 if types == (None, None):

@@ -217,7 +217,7 @@ print(mapped() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_kv_cache_of_pro_is_a_third_of_a_full_one(tmp_path):
+def test_the_kv_cache_of_pro_is_about_a_third_of_a_full_one(tmp_path):
     shape = {"hidden": 256, "heads": 4, "kv_heads": 2, "layers": 30}  # K and V: 512 B a token
     checkpoint = make_pro(
         tmp_path / "c",
@@ -235,4 +235,6 @@ def test_the_kv_cache_of_pro_is_a_third_of_a_full_one(tmp_path):
     sliding, full = grown(0), grown(1)
     expected = 30 * 32768 * 2 * 2 * 2 * 64 / 1024
     assert expected < full < 1.5 * expected
-    assert sliding <= 0.33 * expected + (full - expected)  # what is no cache costs both the same
+    # 9 of 30 layers are full; the others hold five windows and a batch, of which one sequence uses
+    # one window. What is no cache costs both the same.
+    assert sliding <= 0.37 * expected + (full - expected)
