@@ -107,25 +107,20 @@ bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
     return !caches_of(params.mctx).empty();
 }
 
-// Packs the pairs of an adapter, once: they live as long as it does, each where `extra` of its first half points.
-void pack(llama_adapter_lora & adapter) {
+// A pair as the step reads it. It is packed once, where `extra` of its first half points, and lives as long as the
+// adapter.
+const void * packed(llama_adapter_lora & adapter, const llama_adapter_lora_weight & pair) {
     static std::mutex                 packing;
     const std::lock_guard<std::mutex> lock(packing);
-    const auto                        n = adapter.ab_map.size();
-    if (n == 0 || adapter.ab_map.begin()->second.a->extra) {
-        return;
+    if (!pair.a->extra) {
+        const size_t size = fused_kernels()->pair_size(pair.a, pair.b) + 64;
+        adapter.ctxs.emplace_back(ggml_init({ size + ggml_tensor_overhead() + 64, nullptr, /*no_alloc*/ false }));
+        const auto memory = uintptr_t(ggml_new_tensor_1d(adapter.ctxs.back().get(), GGML_TYPE_I8, int64_t(size))->data);
+        auto * const out  = reinterpret_cast<void *>(GGML_PAD(memory, 64));
+        fused_kernels()->pack_pair(pair.a, pair.b, out);
+        pair.a->extra = out;
     }
-    size_t size = 0;
-    for (const auto & [name, pair] : adapter.ab_map) {
-        size += GGML_PAD(fused_kernels()->pair_size(pair.a, pair.b), 64) + ggml_tensor_overhead() + 64;
-    }
-    adapter.ctxs.emplace_back(ggml_init({ size, nullptr, /*no_alloc*/ false }));
-    for (const auto & [name, pair] : adapter.ab_map) {
-        const int64_t bytes  = fused_kernels()->pair_size(pair.a, pair.b);
-        ggml_tensor * packed = ggml_new_tensor_1d(adapter.ctxs.back().get(), GGML_TYPE_I8, bytes + 64);
-        pair.a->extra        = reinterpret_cast<void *>(GGML_PAD(reinterpret_cast<uintptr_t>(packed->data), 64));
-        fused_kernels()->pack_pair(pair.a, pair.b, pair.a->extra);
-    }
+    return pair.a->extra;
 }
 
 // What the step reads beside upstream's inputs. Keeps the step alive as long as the graph that runs it; a request that
@@ -237,11 +232,10 @@ struct fused_graph : public llm_graph_context {
         }
         for (const auto & [adapter, factor] : *loras) {
             size_t known = adapter->get_weight(model.output) != nullptr;
-            pack(*adapter);
             for (ggml_tensor * weight : matrices) {
                 if (const llama_adapter_lora_weight * pair = adapter->get_weight(weight)) {
                     m.pairs.push_back(
-                        { weight, pair->a->extra, pair->a->ne[1], pair->get_scale(adapter->alpha, factor) });
+                        { weight, packed(*adapter, *pair), pair->a->ne[1], pair->get_scale(adapter->alpha, factor) });
                     ++known;
                 }
             }
