@@ -111,6 +111,7 @@ class Prompt:
             prompt_continuation="… ",
             bottom_toolbar=self._toolbar,
             enable_open_in_editor=True,
+            enable_suspend=True,
             tempfile_suffix=".md",
             style=STYLE,
             output=create_output(stdout=sys.stdout if sys.stdout.isatty() else sys.stderr),

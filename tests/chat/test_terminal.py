@@ -127,6 +127,22 @@ def test_no_command_goes_to_the_model(person):
     assert person.files() == []
 
 
+def test_ctrl_z_at_the_prompt(person):
+    shell = person.run(["bash", "--norc", "-i"])
+    shell.type(f"{MOBILELLM} chat -t 1\r")
+    shell.wait("^>")
+    shell.type("Who is the\x1a")
+    shell.wait("Stopped")
+    shell.type("fg\r")
+    shell.wait("^> Who is the", after="Stopped")
+    shell.type(" baker?\r")
+    shell.wait("Marta Bell")
+    shell.type("/bye\r")
+    shell.wait("[$#] *$", after="/bye")
+    shell.type("exit\r")
+    shell.end()
+
+
 def test_adapters(person, models, tmp_path):
     """What PEFT saved changes answers, by its scale, until it is turned off."""
     (tmp_path / "peft").mkdir()
