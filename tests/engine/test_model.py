@@ -345,7 +345,7 @@ def test_files_without_a_template_chat_in_plain_lines(llm):
 def test_no_such_file_and_no_gguf(tmp_path):
     with pytest.raises(ModelError, match="no such file"):
         MobileLLM(tmp_path / "x.gguf")
-    with pytest.raises(ModelError, match="no such file"):
+    with pytest.raises(ModelError, match=r"is a folder and not a GGUF file: `mobilellm convert`"):
         MobileLLM(tmp_path)
 
 
