@@ -4,6 +4,7 @@
 # make bench    docs/measurements.md: our build against stock llama.cpp (half an hour on an idle machine)
 # make fuzz     spoiled checkpoints and GGUF files and adapters, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
 # make test-arm ARM's kernels, cross-compiled, under qemu-user (Debian: g++-aarch64-linux-gnu and qemu-user)
+# make bench-arm  what a token takes on ARM, counted under qemu-user (also llvm-mca-19): docs/measurements.md
 # make clients  programs of others over our package: LangChain, outlines, llm, ... (docs/clients.md)
 # make quant-model   trains what quantization is measured on (two hours on a core; called again, it goes on)
 # make lint | stock | sanitize | clean
@@ -20,7 +21,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find convert quant kernels mobilellm_cpp site -type f -not -name '*.pyc')
 
-.PHONY: demo dev test test-arm bench quant-model clients lint stock sanitized sanitized-threads sanitize fuzz clean
+.PHONY: demo dev test test-arm bench bench-arm quant-model clients lint stock sanitized sanitized-threads sanitize fuzz clean
 
 demo: .venv/installed
 	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
@@ -42,6 +43,15 @@ clients: .venv/tests-installed stock
 
 bench: .venv/tests-installed stock
 	$(BIN)/python benchmarks/versus_stock.py --write docs/measurements.md
+
+# upstream's kernels are compiled for one processor each, ours chosen when it is known
+bench-arm: .venv/tests-installed
+	for build in arm:armv8-a arm-a76:armv8.2-a+dotprod+fp16 arm-max:armv8.6-a+dotprod+fp16+sve+i8mm; do \
+	    $(CONFIGURE) -B build/$${build%:*} -DCMAKE_TOOLCHAIN_FILE=tests/arm/aarch64.cmake -DGGML_NATIVE=OFF \
+	        -DGGML_CPU_ARM_ARCH=$${build#*:} >/dev/null && \
+	    $(BIN)/cmake --build build/$${build%:*} --target native >/dev/null || exit 1; \
+	done
+	$(BIN)/python benchmarks/instructions.py --write docs/measurements.md
 
 # A layer-shared model of MobileLLM-125M's widths and the text it is measured on, in build/quant: MINUTES=n
 quant-model: .venv/tests-installed
