@@ -69,23 +69,12 @@ struct block_shape {
 
 const instruction_set & scalar = instruction_sets().back();
 
-const block_shape ALL_SHAPES[] = {
+const block_shape SHAPES[] = {
     { GGML_TYPE_Q4_0, 1, 0, 0, 0 },   { GGML_TYPE_Q8_0, 1, 0, 0, 0 },   { GGML_TYPE_Q2_0, 1, 0, 0, 0 },
     { GGML_TYPE_Q4_1, 2, 0, 0, 0 },   { GGML_TYPE_Q5_0, 1, 0, 0, 0 },   { GGML_TYPE_Q5_1, 2, 0, 0, 0 },
     { GGML_TYPE_IQ4_NL, 1, 0, 0, 0 }, { GGML_TYPE_IQ4_XS, 1, 0, 6, 2 }, { GGML_TYPE_Q3_K, 1, 108, 12, 96 },
     { GGML_TYPE_Q4_K, 2, 0, 12, 4 },  { GGML_TYPE_Q5_K, 2, 0, 12, 4 },  { GGML_TYPE_Q6_K, 1, 208, 16, 192 },
 };
-
-// Of the types that this kind of processor has kernels for.
-const std::vector<block_shape> SHAPES = [] {
-    std::vector<block_shape> found;
-    for (const block_shape & shape : ALL_SHAPES) {
-        if (packable(shape.type, 256)) {
-            found.push_back(shape);
-        }
-    }
-    return found;
-}();
 
 // What fills weights and activations. Scales of random bits are fp16 without infinities and NaNs.
 enum class filling { ordinary, random_bits, extremes, zero_scales, denormals, huge, integers };
