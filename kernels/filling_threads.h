@@ -1,7 +1,8 @@
 // The threads that fill a buffer of packed weights, the caller's among them. They live from its allocation until its
 // last matrix is packed, and have its memory ready before it is needed: a fresh huge page is cleared by the system
 // when it is first written to (0.25 ms and more), which so happens while the loader reads the vocabulary, and not twice
-// because two threads meet it at once.
+// because two threads meet it at once. The last quarter is left for later: a matrix that is being packed is in memory
+// twice, and the largest, the embedding of a small model, is as much as that.
 
 #pragma once
 
@@ -82,7 +83,7 @@ class filling_threads {
 
     void help() {
         for (int64_t seen = 0;;) {
-            while (n_jobs == seen && prepare_next()) {
+            while (n_jobs == seen && next_page < ready.size() * 3 / 4 && prepare_next()) {
             }
             for (int i = 0; i < PATIENCE && n_jobs == seen; ++i) {
                 std::this_thread::yield();

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ModelError
-from .common import Adapters, Cache, Context, OptionalModel, Threads, Type, complain, parse_adapters
+from .common import (
+    Adapters,
+    Cache,
+    Context,
+    Mlock,
+    OptionalModel,
+    Threads,
+    Type,
+    complain,
+    parse_adapters,
+)
 from .sampling import takes_sampling
 
 
@@ -58,6 +68,7 @@ def chat(
     ctx: Context = 0,
     cache_type: Cache = None,
     threads: Threads = 0,
+    mlock: Mlock = False,
 ) -> None:
     """Chat with a model in the terminal, or ask it one question.
 
@@ -90,6 +101,7 @@ def chat(
     if "json_schema" in settings:
         settings["schema"] = settings.pop("json_schema")
     options: dict[str, Any] = {"n_ctx": ctx, "n_threads": threads, "cache_type": cache_type}
+    options["use_mlock"] = mlock
     if typing:  # which needs it, and the model's loading leaves a core to this
         threading.Thread(target=import_module, args=("prompt_toolkit.shortcuts",)).start()
     talk = Talk(

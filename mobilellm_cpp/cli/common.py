@@ -84,6 +84,9 @@ Adapters = Annotated[
         help="Use a LoRA adapter, a GGUF file that `mobilellm convert` made; may be repeated.",
     ),
 ]
+Mlock = Annotated[
+    bool, typer.Option("--mlock", help="Keep the weights in memory: they are never swapped out.")
+]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
 Schedule = Annotated[
     str | None,

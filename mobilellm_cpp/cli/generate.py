@@ -13,6 +13,7 @@ from .common import (
     Adapters,
     Cache,
     Context,
+    Mlock,
     OptionalModel,
     Threads,
     Type,
@@ -73,6 +74,7 @@ def generate(
     ctx: Context = 0,
     cache_type: Cache = None,
     threads: Threads = 0,
+    mlock: Mlock = False,
 ) -> None:
     """Continue a text.
 
@@ -84,9 +86,8 @@ def generate(
     text = _prompt(prompt, file)
     from .common import load
 
-    llm = load(
-        model, type, n_ctx=ctx, n_threads=threads, cache_type=cache_type, lora=parse_adapters(lora)
-    )
+    options = {"n_ctx": ctx, "n_threads": threads, "cache_type": cache_type, "use_mlock": mlock}
+    llm = load(model, type, lora=parse_adapters(lora), **options)
     if keep:
         llm.use_prompt_cache()
     asked: Any = text

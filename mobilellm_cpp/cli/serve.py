@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ModelError
-from .common import Adapters, Cache, Context, OptionalModel, Threads, Type, parse_adapters
+from .common import Adapters, Cache, Context, Mlock, OptionalModel, Threads, Type, parse_adapters
 
 
 def serve(
@@ -46,6 +46,7 @@ def serve(
     ctx: Context = 0,
     cache_type: Cache = None,
     threads: Threads = 0,
+    mlock: Mlock = False,
 ) -> None:
     """Serve a model over HTTP: the APIs of OpenAI and of Ollama, and a page to chat on."""
     try:
@@ -67,9 +68,8 @@ def serve(
     from .common import load
 
     bound = bind(host, port)
-    llm = load(
-        model, type, n_ctx=ctx, n_threads=threads, cache_type=cache_type, lora=parse_adapters(lora)
-    )
+    options = {"n_ctx": ctx, "n_threads": threads, "cache_type": cache_type, "use_mlock": mlock}
+    llm = load(model, type, lora=parse_adapters(lora), **options)
     app = create_app(
         llm,
         name or (Path(model).name.removesuffix(".gguf") if model else "mobilellm-demo"),

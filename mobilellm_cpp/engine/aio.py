@@ -4,7 +4,6 @@ Each call has a thread of its own, so calls that wait at the same time are compu
 those of any threads are. When its task is cancelled, the task goes on at once and the thread ends
 before its next step, in the midst of a prompt, too."""
 
-import asyncio
 import contextvars
 import threading
 from collections import deque
@@ -42,6 +41,8 @@ class _Work(Generic[T]):
     iterator itself run on the thread."""
 
     def __init__(self, make: Callable[[], Iterator[T]]) -> None:
+        import asyncio  # 7 MB that the caller of a coroutine has anyhow
+
         self.loop = asyncio.get_running_loop()
         self.cancelled = threading.Event()
         self.source: Iterator[T] | None = None
@@ -145,7 +146,7 @@ class AsyncItems(AsyncIterator[T]):
             while not ready(self._work):
                 self._work.news.clear()
                 await self._work.news.wait()
-        except asyncio.CancelledError:
+        except BaseException:  # asyncio's CancelledError
             self._work.cancel()
             raise
 

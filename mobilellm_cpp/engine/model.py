@@ -6,7 +6,6 @@ import inspect
 import logging
 import os
 import random
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,10 +30,11 @@ from .answers import (
 )
 from .arguments import CACHE_NAMES, check_constructor, check_sampling, check_stop
 from .batches import BatchCalls
-from .gguf_file import context_length, default_cache, kv_bytes, open_gguf
+from .gguf_file import context_length, default_cache, open_gguf
 from .inherited import _COPY, MEAN, InheritedCalls, _as_list, normalized, pooled
 from .library import Pieces, give_memory_back, guard, llama_cpp, tokenize
 from .llama_base import Formatter, LlamaArguments, ModelArguments
+from .memory import check_memory
 from .messages import PLAIN_STOP, PLAIN_TEMPLATE, Message, StoppingFormatter, checked_messages, utf8
 from .prompt_lookup import MOST
 from .sampling_types import Sampling
@@ -52,13 +52,6 @@ log = logging.getLogger(__name__)
 _OF_KV = ("rope", "yarn", "attention", "flash_attn", "type", "n_ubatch")
 SLOTS = 16  # sequences that may have a place in the KV cache at a time
 WINDOWS = 4  # where each needs a window of its own in the sliding layers
-
-
-def _memory() -> int:
-    """Bytes of this machine's memory."""
-    if not hasattr(os, "sysconf"):
-        return sys.maxsize
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Closed:
@@ -128,7 +121,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         arguments["pooling_type"] = llama_cpp.LLAMA_POOLING_TYPE_NONE  # Python pools, call by call
         arguments.setdefault("swa_full", False)
         seed = arguments.pop("seed", None)
-        needed, self._slots = 0, max(1, min(SLOTS, arguments.get("n_batch", 512) - 1))
+        self._slots = max(1, min(SLOTS, arguments.get("n_batch", 512) - 1))
         with open_gguf(path) as file:
             if file.get("general.type") == "adapter":
                 raise ModelError(
@@ -145,12 +138,8 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
                 if types == (None, None):
                     cache_type = default_cache(file) if flash else "f16"
                     arguments["type_k"] = arguments["type_v"] = CACHE_NAMES[cache_type]
-                needed = kv_bytes(file, self._context, cache_type=cache_type or "f16")
-        if needed > _memory():
-            raise ModelError(
-                f"{path}: a context of {self._context} tokens needs a KV cache of "
-                f"{needed / 2**30:.0f} GiB, which is more memory than this machine has"
-            )
+            if not arguments.get("vocab_only"):
+                check_memory(path, file, self._context, cache_type or "f16")
         first, scale = arguments.pop("lora_path", None), arguments.pop("lora_scale", 1.0)
         with guard(path, verbose):
             super().__init__(

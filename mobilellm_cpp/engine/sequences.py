@@ -472,7 +472,10 @@ class Sequences:
         gain = (1 + cost * (len(members) - 1)) / len(members)
         for member in members:
             state = member.state
-            if state.lookup and state.wanted and member.n == 1 == len(state.tokens) - state.done:
+            if not state.lookup or not state.wanted or len(state.tokens) - state.done != 1:
+                continue
+            # what a caller may refuse later must not have driven cells out of a window
+            if state.wanted.chain is not None or not self.places.window:
                 member.draft = state.lookup.draft(state.tokens, room, gain, cost)
                 room -= len(member.draft)
 

@@ -5,7 +5,6 @@ not have to. llguidance is imported, and a model's vocabulary read, with the fir
 """
 
 import ctypes
-import importlib.metadata
 import json
 import re
 import threading
@@ -343,6 +342,8 @@ def _text(form: Any, name: str, limit: int = MAX_TEXT) -> str:
 def _white_space() -> dict[str, Any]:
     """Between the parts of JSON: little, for a small model goes on for ever otherwise. Before
     llguidance 1.9, which guidance 0.3 does not allow, there is no such choice: none then."""
+    import importlib.metadata
+
     major, minor = importlib.metadata.version("llguidance").split(".")[:2]
     if (int(major), int(minor)) < (1, 9):
         return {"whitespace_flexible": False}

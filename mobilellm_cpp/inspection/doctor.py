@@ -14,6 +14,7 @@ from .. import __version__
 from ..cache import cache_folder
 from ..chat.storage import folder as chat_folder
 from ..engine.library import FOLDER, lib, llama_cpp
+from ..engine.memory import machine_memory
 from ..engine.thread_choice import kept, machine
 from ..engine.threads import limits
 
@@ -61,7 +62,7 @@ def examine() -> Doctor:
     cache = cache_folder()
     files = list(cache.glob("*.gguf")) if _readable(cache) else []
     trouble = _trouble(cache)
-    total, free = _memory()
+    memory = machine_memory()
     limit, reason = limits()
     neighbour, wrong = _neighbour()
     info = llama_cpp.llama_print_system_info().decode()
@@ -93,8 +94,8 @@ def examine() -> Doctor:
         cache_trouble=trouble,
         conversations=str(chat_folder()),
         disk_free=_disk(cache),
-        memory=total,
-        memory_free=free,
+        memory=memory.get("MemTotal", 0),
+        memory_free=memory.get("MemAvailable", 0),
         neighbour=neighbour,
         troubles=troubles,
     )
@@ -146,20 +147,6 @@ def _disk(folder: Path) -> int:
         except OSError:
             continue
     return 0
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes of memory, and of those that programs may still have; 0 where the system is silent."""
-    sizes = {}
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            sizes[name] = int(rest.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    if not sizes and hasattr(os, "sysconf"):
-        sizes["MemTotal"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)
 
 
 def _neighbour() -> tuple[str, str]:

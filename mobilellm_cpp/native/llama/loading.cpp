@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -46,6 +47,22 @@ uintptr_t page_size() {
 }
 #endif
 
+// Keeps the pages of a buffer in memory from when they are first used; throws where the system does not let us.
+void lock(ggml_backend_buffer_t buffer) {
+    void * const base   = buffer ? ggml_backend_buffer_get_base(buffer) : nullptr;
+    const size_t size   = buffer ? ggml_backend_buffer_get_size(buffer) : 0;
+    bool         locked = size == 0;
+#ifdef MLOCK_ONFAULT
+    locked = locked || mlock2(base, size, MLOCK_ONFAULT) == 0;
+#elif defined(__unix__) || defined(__APPLE__)
+    locked = locked || mlock(base, size) == 0;
+#endif
+    if (!locked) {
+        throw std::runtime_error("the system does not let this process lock " + std::to_string(size >> 20) +
+                                 " MB of memory: raise the limit (ulimit -l), or do without mlock");
+    }
+}
+
 }  // namespace
 
 std::string mobilellm_kv_text(const gguf_context * file, int i) {
@@ -67,7 +84,7 @@ std::string mobilellm_kv_text(const gguf_context * file, int i) {
     return gguf_kv_to_str(first.get(), 0);
 }
 
-void mobilellm_reserve_weights(llama_model_loader & loader, const llama_model_params & params) {
+void mobilellm_reserve_weights(llama_model_loader & loader, llama_model_params & params) {
     ggml_backend_dev_t         cpu  = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ggml_backend_buffer_type_t type = cpu ? packed_type(cpu) : nullptr;
     if (!type || loader.files.empty() || params.vocab_only || params.no_alloc || !params.use_extra_bufts) {
@@ -96,6 +113,10 @@ void mobilellm_reserve_weights(llama_model_loader & loader, const llama_model_pa
     }
     loader.ours.reserved.reset(ggml_backend_buft_alloc_buffer(type, size));
     loader.ours.on_demand = loader.use_mmap;
+    if (params.load_mode == LLAMA_LOAD_MODE_MLOCK || params.load_mode == LLAMA_LOAD_MODE_MMAP_MLOCK) {
+        lock(loader.ours.reserved.get());
+        params.load_mode = loader.use_mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
+    }
 #ifdef POSIX_FADV_WILLNEED
     for (const auto & file : loader.files) {
         if (loader.use_mmap) {

@@ -41,8 +41,9 @@ struct mobilellm_loading {
 };
 
 // Before the vocabulary is read: where most of a file's weights will be packed, allocates the buffer for them, so that
-// its memory is made ready meanwhile, and has the system begin to read the file.
-void mobilellm_reserve_weights(llama_model_loader & loader, const llama_model_params & params);
+// its memory is made ready meanwhile, and has the system begin to read the file. Where the model is to stay in memory,
+// it is this buffer that is locked, and params are changed, so that the file is not: both would be in memory.
+void mobilellm_reserve_weights(llama_model_loader & loader, llama_model_params & params);
 
 // Has the system zero a KV cache's pages when they are first used, where clearing would write to all of them at once;
 // false where it cannot. Declared by the patch, too, in the function that calls it.
