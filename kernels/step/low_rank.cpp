@@ -65,7 +65,7 @@ void pack_low_rank(const ggml_tensor * a, const ggml_tensor * b, void * packed) 
         const int of_b = exponent(others.data() + r, n_rows, rank);
         powers[r]      = std::ldexp(1.0f, of_a + of_b);
         for (int64_t c = 0; c < n_cols; ++c) {
-            store(rows[r * n_cols + c], of_a, to_a + 2 * (r * n_cols + c));
+            store(rows[r * n_cols + c], of_a, to_a + 2 * (4 * (r / 4 * n_cols + c / 32 * 32) + r % 4 * 32 + c % 32));
         }
         for (int64_t i = 0; i < n_rows; ++i) {
             store(others[i * rank + r], of_b, to_b + 2 * ((i / GROUP * rank + r) * GROUP + i % GROUP));

@@ -2,8 +2,9 @@
 // (n_rows, n_cols). Both halves are FP16, whatever the adapter's file has: its values keep 11 bits, which is more than
 // the activations have. A power of two taken out of each row of a and column of b keeps them in FP16's range.
 //
-// Packed, one after the other: a power of two for each row of a, FP32; the rows of a; and b with its 32 rows of a group
-// (kernels.h) side by side, one column after the other. Rows of a are filled up with zeros to a multiple of 4.
+// Packed, one after the other: a power of two for each row of a, FP32; a, four rows side by side, 32 columns of each;
+// and b with its 32 rows of a group (kernels.h) side by side, one column after the other. So both are read as a stream.
+// Rows of a are filled up with zeros to a multiple of 4.
 
 #pragma once
 
@@ -21,7 +22,7 @@ static constexpr int64_t padded_rank(int64_t rank) {
 
 struct low_rank {
     const float *   powers;  // (padded rank)
-    const uint8_t * a;       // (padded rank, n_cols) FP16
+    const uint8_t * a;       // (padded rank / 4, n_cols / 32, 4, 32) FP16
     const uint8_t * b;       // (groups, rank, 32) FP16
     int64_t         n_cols;
     int64_t         n_rows;

@@ -10,6 +10,13 @@ namespace {
 using mobilellm::activations;
 using mobilellm::low_rank;
 
+// Brings to the cache what is read some 30 lines later.
+inline void prefetch_stream(const uint8_t * data, int64_t bytes) {
+    for (int64_t offset = 0; offset < bytes; offset += 64) {
+        __builtin_prefetch(data + 2048 + offset);
+    }
+}
+
 // thin[t][r] for N tokens
 template <typename L, int N>
 void reduce_tile(const low_rank & pair, const uint8_t * const * tokens, float * thin, int64_t stride) {
@@ -22,7 +29,8 @@ void reduce_tile(const low_rank & pair, const uint8_t * const * tokens, float * 
             }
         }
         const uint8_t * rows = pair.a + 2 * r * pair.n_cols;
-        for (int64_t block = 0; block < pair.n_cols / 32; ++block) {
+        for (int64_t block = 0; block < pair.n_cols / 32; ++block, rows += 256) {
+            prefetch_stream(rows, 256);
             for (int64_t e = 0; e < 32; e += L::width) {
                 vec x[N];
                 for (int t = 0; t < N; ++t) {
@@ -30,7 +38,7 @@ void reduce_tile(const low_rank & pair, const uint8_t * const * tokens, float * 
                     x[t]           = L::mul(L::load_i8(a.q + e), L::set1(a.d));
                 }
                 for (int i = 0; i < 4; ++i) {
-                    const vec weights = L::load_f16(rows + 2 * (i * pair.n_cols + block * 32 + e));
+                    const vec weights = L::load_f16(rows + 2 * (32 * i + e));
                     for (int t = 0; t < N; ++t) {
                         sums[t][i] = L::fma(weights, x[t], sums[t][i]);
                     }
@@ -89,6 +97,7 @@ void expand_on(const low_rank & pair, int64_t g0, int64_t g1, const float * thin
     for (int64_t g = g0; g < g1; ++g) {
         const uint8_t * columns = pair.b + 2 * 32 * pair.rank * g;
         const int64_t   n_rows  = pair.n_rows - 32 * g < 32 ? pair.n_rows - 32 * g : 32;
+        prefetch_stream(columns, 64 * pair.rank);
         for (int64_t t = 0; t < n_tokens; ++t) {
             float * out = y + t * stride + 32 * (g - g0);
             if (n_rows == 32) {
