@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..engine.gguf_file import block_schedule, open_gguf
 from ..engine.library import decode, guard, lib, llama_cpp
 from ..engine.model import MobileLLM
+from ..engine.threads import default_threads
 from ..errors import ModelError
 from ..quant.mixes import EMBEDDING, HEAD
 from .source import Source
@@ -73,7 +74,8 @@ def column_importance(source: Source, text: str) -> dict[str, Floats]:
     with open_gguf(source.path) as file:
         schedule = block_schedule(file)
     try:
-        with MobileLLM(source.path, n_ctx=TOKENS, cache_type="f16") as llm:
+        threads = default_threads()  # named, or the best number would be measured first
+        with MobileLLM(source.path, n_ctx=TOKENS, n_threads=threads, cache_type="f16") as llm:
             _run(llm, text, watch)
     except ModelError:  # a file that can be rounded, and not run
         return {}
