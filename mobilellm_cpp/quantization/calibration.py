@@ -5,7 +5,7 @@ other with the rounded ones. Each matrix is rounded under the second moments of 
 will see, those of the rounded stream, so that its outputs come nearest to what the float model
 computes there (as in GPTAQ, arXiv 2504.02692). What is added to the residual stream also makes up
 for what the stream lost before. For a block that is executed several times the moments of all its
-executions are summed.
+executions are summed, and the losses are those before its first one.
 """
 
 from __future__ import annotations
@@ -38,31 +38,46 @@ CORRECTION = 0.5  # the part of the difference between the streams that a matrix
 
 @dataclass
 class Moments:
-    """Sums over tokens for the inputs x of a stage in the rounded stream: x x', and what the float
-    stream has in its place; `lost`: what the residual stream lacks, times x'."""
+    """Sums over tokens for the inputs x of a stage in the rounded stream. `h`: x x' over all
+    executions. Of the first one alone, because executions ask one matrix to make up for different
+    losses, and a compromise helps none: `first`, x x' again, `cross`, x times what the float stream
+    has in its place, and `lost`, what the residual stream lacks, times x'."""
 
     h: Tensor
+    first: Tensor
     cross: Tensor
     lost: Tensor | None = None
     tokens: int = 0
+    tokens_first: int = 0
 
     def add(self, exact: Step, rough: Step) -> None:
-        """What both streams have before the same product."""
+        """What both streams have before the same product of the first execution."""
         x, y = exact[1].flatten(0, 1), rough[1].flatten(0, 1)
-        self.h += y.T @ y
+        squares = y.T @ y
+        self.h += squares
+        self.first += squares
         self.cross += y.T @ x
         self.tokens += len(y)
+        self.tokens_first += len(y)
         if self.lost is not None:
             self.lost += (exact[2] - rough[2]).flatten(0, 1).T @ y
 
+    def add_again(self, rough: Tensor) -> None:
+        """Inputs of a later execution."""
+        y = rough.flatten(0, 1)
+        self.h += y.T @ y
+        self.tokens += len(y)
+
     def target(self, weights: Tensor, correction: float) -> tuple[Tensor, Tensor]:
-        """H, damped, and the weights that do best on it before they are rounded."""
-        h = damped(self.h / self.tokens)
-        moved = weights @ ((self.cross - self.h).T / self.tokens)
+        """H, damped, and the weights that do best on the first execution before they are
+        rounded."""
+        moved = weights @ ((self.cross - self.first).T / self.tokens_first)
         if self.lost is not None:
-            moved += self.lost / self.tokens
-        strong = h + torch.eye(len(h)) * h.diagonal().mean() * 0.05  # few tokens prove little
-        return h, weights + correction * torch.linalg.solve(strong, moved.T).T
+            moved += self.lost / self.tokens_first
+        first = damped(self.first / self.tokens_first)
+        strong = first + torch.eye(len(first)) * first.diagonal().mean() * 0.05  # few prove little
+        shift = torch.linalg.solve(strong, moved.T).T
+        return damped(self.h / self.tokens), weights + correction * shift
 
 
 @dataclass
@@ -131,18 +146,18 @@ class Calibration:
             names = {part: f"blk.{stored}.{part}.weight" for part in stage}
             old = {name: self.done(name) for name in names.values()}
             columns = own[first].shape[1]
-            moments = Moments(torch.zeros(columns, columns), torch.zeros(columns, columns))
+            h, once, cross = (torch.zeros(columns, columns) for _ in range(3))
+            moments = Moments(h, once, cross)
             if first in INTO_STREAM:
                 moments.lost = torch.zeros(len(own[first]), columns)
             for (left, right), start in zip(steps, starts, strict=True):
                 here = next(left), next(right)
                 if any(data is None for data in old.values()):
                     moments.add(*here)
-                    for again in self._again(first, times, stored, own, weights, *start):
-                        moments.add(*again)
+                    for again in self._again(first, times, stored, weights, start[1]):
+                        moments.add_again(again)
             if (extra := later.get((stored, first))) is not None and not self.first_only:
                 moments.h += extra
-                moments.cross += extra
                 moments.tokens *= 2  # about: there are as many later executions as first ones
             for part, name in names.items():
                 data = old[name]
@@ -152,25 +167,13 @@ class Calibration:
         return found, torch.cat([x for x, _ in ends]), torch.cat([y for _, y in ends])
 
     def _again(
-        self,
-        part: str,
-        times: int,
-        stored: int,
-        own: Weights,
-        weights: Weights,
-        exact: Tensor,
-        rough: Tensor,
-    ) -> Iterator[tuple[Step, Step]]:
+        self, part: str, times: int, stored: int, weights: Weights, rough: Tensor
+    ) -> Iterator[Tensor]:
         """The inputs of a part in the executions that follow the first one directly."""
         for _ in range(1, 1 if self.first_only else times):
-            exact = self.network.block(exact, own, stored)
             rough = self.network.block(rough, weights, stored)
-            steps = zip(
-                self.network.steps(exact, own, stored),
-                self.network.steps(rough, weights, stored),
-                strict=True,
-            )
-            yield next(pair for pair in steps if pair[0][0] == part)
+            steps = self.network.steps(rough, weights, stored)
+            yield next(inputs for name, inputs, _ in steps if name == part)
 
     def _advance(self, x: Tensor, weights: Weights, stored: int, times: int) -> Tensor:
         """The stream after so many executions."""
