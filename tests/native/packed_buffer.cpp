@@ -213,8 +213,7 @@ struct small_model {
         cell              = vector(GGML_TYPE_I64, n_tokens);
         mask              = ggml_new_tensor_2d(rest.get(), GGML_TYPE_F32, n_cells, n_tokens);
         outputs           = vector(GGML_TYPE_I32, n_outputs);
-        cell_positions    = vector(GGML_TYPE_I32, n_cells);
-        sequences         = vector(GGML_TYPE_I32, n_tokens);
+        numbers           = vector(GGML_TYPE_I32, n_tokens + n_cells);
         buffers.push_back(allocate(matrices, type));
         buffers.push_back(allocate(rest, ggml_backend_cpu_buffer_type()));
         for (ggml_context * ctx : { matrices.get(), rest.get() }) {
@@ -222,12 +221,12 @@ struct small_model {
                 fill(t);
             }
         }
-        ggml_tensor * sources[] = { embedding, position, cell, mask, outputs, cell_positions, sequences };
-        std::copy(sources, sources + 7, output->src);
+        ggml_tensor * sources[] = { embedding, position, outputs, numbers, cell, mask };
+        std::copy(sources, sources + 6, output->src);
         for (int32_t i = 0; i < n_cells; ++i) {
-            static_cast<int32_t *>(cell_positions->data)[i] = i;
+            cell_positions()[i] = i;
         }
-        std::fill_n(static_cast<int32_t *>(sequences->data), n_tokens, 7);
+        std::fill_n(static_cast<int32_t *>(numbers->data), n_tokens, 7);
         for (int32_t i = 0; i < n_outputs; ++i) {
             static_cast<int32_t *>(outputs->data)[i] = 3 * i;
         }
@@ -241,8 +240,7 @@ struct small_model {
         fused.n_head           = n_head;
         fused.n_head_kv        = n_head_kv;
         fused.n_embd_head      = n_embd_head;
-        fused.n_kv             = n_cells;
-        fused.kv_size          = n_cells;
+        fused.caches           = { { n_cells, n_cells } };
         fused.eps              = 1e-5f;
         fused.kq_scale         = 1.0f / std::sqrt(float(n_embd_head));
         fused.rope_freq_base   = 1e4f;
@@ -291,12 +289,13 @@ struct small_model {
     ggml_tensor *          cell;
     ggml_tensor *          mask;
     ggml_tensor *          outputs;
-    ggml_tensor *          cell_positions;
-    ggml_tensor *          sequences;
+    ggml_tensor *          numbers;  // the sequence of each token, then the position in each cell
+
+    int32_t * cell_positions() const { return static_cast<int32_t *>(numbers->data) + numbers->ne[0] - n_cells; }
 
     // What lies in two cells changes places.
     void exchange(int64_t a, int64_t b) {
-        auto * positions = static_cast<int32_t *>(cell_positions->data);
+        int32_t * positions = cell_positions();
         std::swap(positions[a], positions[b]);
         for (const mobilellm::fused_layer & l : fused.layers) {
             for (const ggml_tensor * cache : { l.k, l.v }) {
