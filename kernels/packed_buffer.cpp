@@ -12,14 +12,11 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #ifdef __linux__
@@ -344,24 +341,6 @@ matrix as_matrix(const ggml_tensor * tensor) {
 }
 
 }  // namespace mobilellm
-
-mobilellm_kernels mobilellm_kernels_wanted() {
-    static const mobilellm_kernels wanted = [] {
-        const char *      value   = std::getenv("MOBILELLM_KERNELS");
-        const std::string setting = value ? value : "";
-        if (setting == "" || setting == "1") {
-            return mobilellm_kernels::all;
-        }
-        if (setting == "pack") {
-            return mobilellm_kernels::pack;
-        }
-        if (setting != "0") {
-            throw std::runtime_error("MOBILELLM_KERNELS is '" + setting + "', not 0, pack or 1");
-        }
-        return mobilellm_kernels::none;
-    }();
-    return wanted;
-}
 
 ggml_backend_buffer_type_t mobilellm_packed_buffer_type() {
     using namespace mobilellm;

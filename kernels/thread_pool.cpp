@@ -30,8 +30,6 @@ namespace {
 constexpr int  PATIENCE = 1000;                            // pauses at a barrier before a thread sleeps
 constexpr auto LINGER   = std::chrono::microseconds(200);  // after a graph before it sleeps
 
-thread_local int guard_depth = 0;
-
 // Threads left a barrier to which one of them will not come.
 struct given_up : std::exception {};
 
@@ -70,7 +68,7 @@ class crew {
         caller_                  = std::this_thread::get_id();
         callback_                = plan.abort_callback;
         callback_data_           = plan.abort_callback_data;
-        guard_depth_             = guard_depth;
+        guard_depth_             = *mobilellm_guard_depth();
         plan.n_threads           = n_threads_;
         plan.threadpool          = pool_;
         plan.abort_callback      = abort_asked;
@@ -87,17 +85,17 @@ class crew {
         if (!worker) {
             begun_.store(graph, std::memory_order_relaxed);
         }
-        const int depth = guard_depth;
-        guard_depth     = guard_depth_;
-        at_hand         = this;
+        const int depth          = *mobilellm_guard_depth();
+        *mobilellm_guard_depth() = guard_depth_;
+        at_hand                  = this;
         try {
             task(state);
         } catch (const given_up &) {
         } catch (const std::exception & error) {
             fail(error.what());
         }
-        at_hand     = nullptr;
-        guard_depth = depth;
+        at_hand                  = nullptr;
+        *mobilellm_guard_depth() = depth;
         if (worker) {
             linger(graph);
         }
@@ -221,10 +219,6 @@ ggml_status threads::compute(ggml_cgraph * graph, const ggml_cplan & plan) {
 }
 
 }  // namespace mobilellm
-
-int * mobilellm_guard_depth() {
-    return &mobilellm::guard_depth;
-}
 
 bool mobilellm_work(const ggml_cplan * plan, mobilellm_task * task, void * state) {
     mobilellm::crew * crew = mobilellm::crew::of(*plan);

@@ -38,7 +38,7 @@ extern "C" {
 #endif
 
 /* How deep the calling thread is under guard (native/api/guard.h); threads that compute for it are as deep. */
-GGML_BACKEND_API int * mobilellm_guard_depth(void);
+GGML_API int * mobilellm_guard_depth(void);
 
 /* What ggml-cpu.c calls in every thread: for its part of a graph, and at a barrier. False where the graph is not one of
  * threads of ours, or this is a part of it already: then ggml goes on by itself. */
