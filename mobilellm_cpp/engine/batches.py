@@ -4,7 +4,7 @@ As many as have a place in the KV cache go on at a time: a token of each in turn
 computes for all, and a piece of one prompt in between. Each answer is what the prompt gets alone,
 to the last bit."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 from typing_extensions import Unpack
@@ -25,7 +25,8 @@ class _Model(Protocol):
     @property
     def computes_together(self) -> bool: ...
     def n_ctx(self) -> int: ...
-    def stream(self, prompt: Any, **sampling: Unpack[Sampling]) -> "Stream": ...
+    @property
+    def stream(self) -> "Callable[..., Stream]": ...
     def batch_as_completed(
         self,
         prompts: "Iterable[Prompt]",
