@@ -51,7 +51,12 @@ class Places:
             if put_state(self.context, state.parked, slot):
                 state.parked = None
                 self.remove(slot, state.done)
-            elif not self.make_room(state, keep=[state]):
+            elif self.make_room(state, keep=[state]):
+                continue
+            elif len(self.placed) > 1:  # others will go
+                self._leave(state)
+                return False
+            else:
                 state.parked, state.done = None, 0  # computed again
         return True
 
@@ -135,10 +140,14 @@ class Places:
     def drop(self, state: State) -> None:
         """The sequence has nothing in the cache any more."""
         if state.slot is not None:
-            self.remove(state.slot, 0)
-            del self.placed[state.slot]
-            self.free.append(state.slot)
-        state.slot, state.done = None, 0
+            self._leave(state)
+        state.done = 0
+
+    def _leave(self, state: State) -> None:
+        slot, state.slot = state.slot, None
+        self.remove(slot, 0)
+        del self.placed[slot]
+        self.free.append(slot)
 
     def copied(self, state: State) -> Any:
         """K and V of a placed sequence."""

@@ -147,7 +147,7 @@ class Sequence:
             self.state.cut(0)
             self.state.add(list(tokens), many=False)
             self.state.parked = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-            self.state.done = len(tokens)
+            self.state.done, self.state.changes = len(tokens), self.owner.places.changes
             self.owner.places.place(self.state)
 
 

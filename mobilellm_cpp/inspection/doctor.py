@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import __version__
 from ..cache import cache_folder
 from ..chat.storage import folder as chat_folder
-from ..engine.library import FOLDER, lib, llama_cpp
+from ..engine.library import FOLDER, lib, llama_cpp, reason
 from ..engine.memory import machine_memory
 from ..engine.thread_choice import kept, machine
 from ..engine.threads import limits
@@ -63,14 +63,16 @@ def examine() -> Doctor:
     files = list(cache.glob("*.gguf")) if _readable(cache) else []
     trouble = _trouble(cache)
     memory = machine_memory()
-    limit, reason = limits()
+    limit, limited_by = limits()
     neighbour, wrong = _neighbour()
     info = llama_cpp.llama_print_system_info().decode()
-    kernels = lib.mobilellm_kernels_text().decode()
+    kernels = lib.mobilellm_kernels_text()
     troubles = [wrong] if wrong else []
+    if kernels is None:
+        troubles.append(reason())
     if trouble:
         troubles.append(f"the cache folder {cache} cannot be used: {trouble}")
-    if kernels == "scalar":
+    if kernels == b"scalar":
         troubles.append("this processor has no kernels of ours: llama.cpp's own are used")
     return Doctor(
         version=__version__,
@@ -78,11 +80,11 @@ def examine() -> Doctor:
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         cpu=machine().split(", ")[0],
         features=[name for name, _, on in (p.partition(" = ") for p in _parts(info)) if on == "1"],
-        kernels=kernels,
+        kernels="none" if kernels is None else kernels.decode(),
         library=str(FOLDER),
         llama_cpp_python=llama_cpp.__version__,
         threads=limit,
-        threads_reason=reason,
+        threads_reason=limited_by,
         threads_measured={
             _up_to(int(bits)): n
             for bits, n in sorted(kept().get(machine(), {}).items(), key=lambda item: int(item[0]))

@@ -9,8 +9,8 @@ from pathlib import Path
 MOBILELLM = str(Path(sysconfig.get_path("scripts")) / "mobilellm")
 
 
-def doctor(cache, *arguments):
-    env = {**os.environ, "MOBILELLM_CACHE": str(cache)}
+def doctor(cache, *arguments, **env):
+    env = {**os.environ, "MOBILELLM_CACHE": str(cache), **env}
     env.pop("LLAMA_CPP_LIB_PATH", None)
     return subprocess.run(
         [MOBILELLM, "doctor", *arguments], capture_output=True, text=True, env=env, timeout=120
@@ -42,3 +42,9 @@ def test_it_says_what_is_wrong(tmp_path):
     assert done.stderr == (
         f"mobilellm: the cache folder {tmp_path}/file cannot be used: {tmp_path}/file is a file\n"
     )
+
+
+def test_a_setting_of_the_kernels_that_is_not_known(tmp_path):
+    done = doctor(tmp_path, MOBILELLM_KERNELS="fast")
+    assert done.returncode == 1
+    assert done.stderr == "mobilellm: MOBILELLM_KERNELS is 'fast', not 0, pack or 1\n"

@@ -63,7 +63,7 @@ def test_pull_and_list(place):
     said = json.loads(run(place, "models", "--json"))
     assert said["folder"] == str(place / "cache")
     found = {(each["name"], each["type"]): each for each in said["models"]}
-    assert set(found) == {("tiny", "q8_0"), ("small", "q4_0")}
+    assert set(found) == {("tiny", "q8_0"), ("small", "balanced")}
     one = found["tiny", "q8_0"]
     assert one["path"] == str(path) and one["size"] == path.stat().st_size and one["current"]
     assert one["source"] == str(place / "tiny") and abs(one["used"] - time.time()) < 300
@@ -77,7 +77,7 @@ def test_pull_and_list(place):
     )
     assert done.returncode == 1 and done.stdout == "" and "was not kept" in done.stderr
     first, second = run(place, "models").splitlines()  # the last one used first
-    assert re.fullmatch(rf"small-q4_0-\w+ +[\d.]+ KiB +\d+ (s|min)  {place}/small", first)
+    assert re.fullmatch(rf"small-balanced-\w+ +[\d.]+ KiB +\d+ (s|min)  {place}/small", first)
     assert second.startswith(path.stem)
 
 

@@ -18,6 +18,8 @@ from sessions import SHAPE
 
 from mobilellm_cpp import MobileLLM, ModelError, convert_checkpoint
 from mobilellm_cpp.cache import DEMO
+from mobilellm_cpp.engine.inherited import _COPY
+from mobilellm_cpp.engine.places import Places
 from mobilellm_cpp.engine.sequence_state import FEW
 
 TEXT = "the quick brown fox jumps over a lazy dog and asks who bakes the bread here"
@@ -90,6 +92,24 @@ def test_sixteen_threads(shared, alone):
         got = list(pool.map(lambda item: ask(llm, *item), work))
     for item, result in zip(work, got, strict=True):
         assert result == alone(name, *item), item
+
+
+def test_a_restored_state_waits_for_room(files, monkeypatch):
+    """Were it computed again, that would be in the other way, whose bits differ."""
+    with MobileLLM(files["q4_0"], n_ctx=256, n_threads=1) as llm:
+        llm.eval(list(range(5, 155)))
+        state = llm.save_state()
+        llm.eval([7])
+        expected = llm._last_logits.copy()
+        llm.reset()
+        other = llm._sequences.open(list(range(9, 149)))
+        other.next(_COPY)
+        with monkeypatch.context() as patch:
+            patch.setattr(Places, "_may_go", lambda *_: False)
+            llm.load_state(state)
+            assert llm._own.state.slot is None and llm._own.state.done == 150
+        llm.eval([7])
+        assert np.array_equal(llm._last_logits, expected)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))

@@ -3,6 +3,7 @@
 #include "api.h"
 #include "dispatch.h"
 #include "ggml-backend.h"
+#include "guard.h"
 #include "mobilellm.h"
 #include "packed_buffer.h"
 #include "streaming.h"
@@ -165,7 +166,9 @@ bool mobilellm_at_final_norm(ggml_tensor * tensor, bool ask, void * data) {
 }
 
 const char * mobilellm_kernels_text() {
-    return mobilellm_kernels_wanted() == mobilellm_kernels::none ? "" : mobilellm::best().name;
+    return under_guard<const char *>(nullptr, [] {
+        return mobilellm_kernels_wanted() == mobilellm_kernels::none ? "" : mobilellm::best().name;
+    });
 }
 
 const char * mobilellm_streaming_text() {
