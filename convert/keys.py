@@ -45,6 +45,9 @@ SPACE_PREFIX = _key("mobilellm.tokenizer.space_prefix")  # see text_rules.py
 ADDED_TOKENS = _key("mobilellm.tokenizer.added_tokens")
 ADDED_TOKEN_FLAGS = _key("mobilellm.tokenizer.added_token_flags")
 
+# llama-quantize's: for so many matrices rounding heeded how strong the columns of inputs are
+IMATRIX_ENTRIES = "quantize.imatrix.entries_count"
+
 # of other programs' Llamas
 LOGIT_SCALE = _key(Keys.LLM.LOGIT_SCALE, ours=False, fused=False)
 CAUSAL = _key(Keys.Attention.CAUSAL, ours=False)

@@ -2,6 +2,8 @@
 
 A file that says mobilellm.exact was made by `--type exact`, which rounds nothing but takes lattices
 over: there a weight in a block may move by what the choice of a step costs (quant/lattice.py).
+Rounding that heeds how strong the columns of inputs are (imatrix, calibration) may move a weight
+that hardly counts far: such a file says so, and there the rows of blocks are held to their errors.
 Where an adapter is merged into the checkpoint's weights, the float32 sums of that are allowed for.
 """
 
@@ -82,6 +84,7 @@ class FileWeights:
         self.reference = reference
         self.round_inputs = False
         self.exact = file.get(keys.EXACT) is True
+        self.weighted = bool(file.get(keys.IMATRIX_ENTRIES))
         self.problems: list[str] = []  # why these weights cannot be compared
         self.infos = {tensor.name: tensor for tensor in file.tensors()}
         hyper = reference.hyper
@@ -158,11 +161,12 @@ class FileWeights:
             with np.errstate(all="ignore"):  # what is no finite number is outside
                 error = np.nan_to_num(np.abs(ours - theirs), nan=np.inf, posinf=np.inf)
                 largest = max(largest, float(error.max()))
-                allowed = bound(info.type, theirs, self.exact)
+                by_row = self.weighted and info.type not in FLOATS
+                allowed = None if by_row else bound(info.type, theirs, self.exact)
                 if allowed is None:  # a row's error on the whole
                     bits = 8 * info.n_bytes / info.n_elements
                     error = np.sqrt(np.square(error).mean(1))
-                    allowed = 2 ** (2 - bits) * np.sqrt(np.square(theirs).mean(1))
+                    allowed = 2 ** (2 + by_row - bits) * np.sqrt(np.square(theirs).mean(1))
                 elif (slack := _slack(info.type, stored, tensor, first, last)) is not None:
                     allowed = allowed + slack
                 outside += int(np.count_nonzero(~(error <= allowed)))

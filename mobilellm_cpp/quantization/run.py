@@ -21,6 +21,7 @@ from gguf.constants import GGML_QUANT_VERSION, Keys
 
 from .. import __version__
 from ..convert.gguf_file import GGUFFile, check_output, u32
+from ..convert.keys import IMATRIX_ENTRIES
 from ..errors import ModelError
 from ..quant.budget import RECIPES, best_mix
 from ..quant.mixes import FILE_TYPES, MIXES, Choice, is_matrix, mix_types
@@ -182,9 +183,12 @@ def quantize_file(
     metadata = dict(source.metadata)
     metadata[Keys.General.FILE_TYPE] = u32(plan.file_type)
     metadata[Keys.General.QUANTIZATION_VERSION] = u32(GGML_QUANT_VERSION)
+    matrices = [name for name, info in source.tensors.items() if is_matrix(name, info.shape)]
+    weighted = len(matrices if text is not None else imatrix or {})
+    if weighted:
+        metadata[IMATRIX_ENTRIES] = u32(weighted)
     infos = [(name, info.shape, plan.kinds[name]) for name, info in source.tensors.items()]
     file = GGUFFile(path, metadata, infos)
-    matrices = [name for name, info in source.tensors.items() if is_matrix(name, info.shape)]
     done = 0
     with Kept(path, source, plan, text, sequences) as kept:
         if text is None:

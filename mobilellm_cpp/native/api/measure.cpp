@@ -166,9 +166,8 @@ bool mobilellm_at_final_norm(ggml_tensor * tensor, bool ask, void * data) {
 }
 
 const char * mobilellm_kernels_text() {
-    return under_guard<const char *>(nullptr, [] {
-        return mobilellm_kernels_wanted() == mobilellm_kernels::none ? "" : mobilellm::best().name;
-    });
+    return under_guard<const char *>(
+        nullptr, [] { return mobilellm_kernels_wanted() == mobilellm_kernels::none ? "" : mobilellm::best().name; });
 }
 
 const char * mobilellm_streaming_text() {
