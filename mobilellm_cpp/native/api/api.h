@@ -62,8 +62,8 @@ LLAMA_API bool mobilellm_state_set(llama_context * ctx, const uint8_t * data, si
 // gguf_init_from_file without the tensors' data; NULL, with a reason, for what its parser does not take.
 LLAMA_API gguf_context * mobilellm_gguf_open(const char * path);
 
-// Which kernels of ours this processor runs; "" where they are turned off; NULL, with a reason, for a setting that is not
-// known.
+// Which kernels of ours this processor runs; "" where they are turned off; NULL, with a reason, for a setting that is
+// not known.
 LLAMA_API const char * mobilellm_kernels_text();
 
 // How packed weights are brought to the caches before they are read: what measurements during loads have chosen, with
