@@ -1,5 +1,6 @@
 """mobilellm embed: vectors of texts, as numbers or as a table of how alike the texts are."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -115,7 +116,9 @@ def _save(vectors: "Vectors", out: str) -> None:
     import numpy as np
 
     if out == "-":
-        np.save(sys.stdout.buffer, vectors)
+        whole = io.BytesIO()  # numpy asks real files for their position, which a pipe has not
+        np.save(whole, vectors)
+        sys.stdout.buffer.write(whole.getbuffer())
         return
     path = Path(out)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
