@@ -139,7 +139,8 @@ def test_calibrated(demo: Path, text: Path, tmp_path: Path) -> None:
         progress=lambda *_: [kept.pop(p) == p.stat().st_mtime_ns or 1 / 0 for p in list(kept)],
     )  # fmt: skip
     assert not kept and not list(tmp_path.glob(".ours*"))
-    assert os.path.getsize(ours) == os.path.getsize(plain)
+    one_key = os.path.getsize(ours) - os.path.getsize(plain)  # which says that it is calibrated
+    assert 0 < one_key < 100
 
     found = compare_models([demo, plain, ours], said(HELDOUT), n_ctx=128, repeat=0)
     assert found.files[2].kl_mean < 0.7 * found.files[1].kl_mean
