@@ -1,7 +1,14 @@
 """Answers under a constraint."""
 
+from mobilellm_cpp import MobileLLM, convert_checkpoint
+from mobilellm_cpp.cache import DEMO
 from mobilellm_cpp.engine.library import llama_cpp
 from mobilellm_cpp.engine.structured import Constraint
+
+
+def demo_model(folder):
+    convert_checkpoint(DEMO, folder / "demo.gguf", type="q8_0")
+    return MobileLLM(folder / "demo.gguf", n_ctx=512, n_threads=1)
 
 
 def answer(llm, constraint, seed, temperature=1.5, max_tokens=150):

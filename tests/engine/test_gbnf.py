@@ -7,19 +7,15 @@ import random
 import jsonschema
 import numpy as np
 import pytest
-from formed import answers, closed
+from formed import answers, closed, demo_model
 
-from mobilellm_cpp import MobileLLM, convert_checkpoint
-from mobilellm_cpp.cache import DEMO
 from mobilellm_cpp.engine.library import llama_cpp
 from mobilellm_cpp.engine.structured import Constraint, Vocabulary
 
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
-    path = tmp_path_factory.mktemp("structured") / "demo.gguf"
-    convert_checkpoint(DEMO, path, type="q8_0")
-    return MobileLLM(path, n_ctx=512, n_threads=1)
+    return demo_model(tmp_path_factory.mktemp("structured"))
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,17 @@ import jsonschema
 import numpy as np
 import pytest
 from checkpoints import make_r1
-from formed import answer, answers, closed
+from formed import answer, answers, closed, demo_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mobilellm_cpp import MobileLLM, ModelError, convert_checkpoint
-from mobilellm_cpp.cache import DEMO
 from mobilellm_cpp.engine.structured import Constraint, Vocabulary, from_response_format
 
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
-    path = tmp_path_factory.mktemp("structured") / "demo.gguf"
-    convert_checkpoint(DEMO, path, type="q8_0")
-    return MobileLLM(path, n_ctx=512, n_threads=1)
+    return demo_model(tmp_path_factory.mktemp("structured"))
 
 
 @pytest.fixture(scope="module")

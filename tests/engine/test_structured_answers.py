@@ -6,6 +6,7 @@ import re
 import jsonschema
 import numpy as np
 import pytest
+from formed import demo_model
 
 from mobilellm_cpp import MobileLLM, ModelError, convert_checkpoint
 from mobilellm_cpp.cache import DEMO
@@ -24,9 +25,7 @@ CHOICE = {"type": "function", "function": {"name": "bake"}}
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
-    path = tmp_path_factory.mktemp("structured") / "demo.gguf"
-    convert_checkpoint(DEMO, path, type="q8_0")
-    return MobileLLM(path, n_ctx=512, n_threads=1)
+    return demo_model(tmp_path_factory.mktemp("structured"))
 
 
 def is_sound(text):
