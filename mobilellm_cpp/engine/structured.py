@@ -5,6 +5,7 @@ not have to. llguidance is imported, and a model's vocabulary read, with the fir
 """
 
 import ctypes
+import functools
 import json
 import re
 import threading
@@ -339,6 +340,7 @@ def _text(form: Any, name: str, limit: int = MAX_TEXT) -> str:
     return form
 
 
+@functools.cache
 def _white_space() -> dict[str, Any]:
     """Between the parts of JSON: little, for a small model goes on for ever otherwise. Before
     llguidance 1.9, which guidance 0.3 does not allow, there is no such choice: none then."""

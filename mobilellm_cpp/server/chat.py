@@ -9,10 +9,9 @@ from .answers import DONE, Answer, Parts, Whole, event, event_error
 from .errors import ApiError
 from .fields import ChatRequest
 from .records import Records
+from .scheduler import News
 from .service import Service, new_id, now, usage
 from .tools import offer as offered
-
-News = AsyncIterator[tuple[int, str | None]]
 
 
 async def answer(service: Service, request: ChatRequest) -> Answer:

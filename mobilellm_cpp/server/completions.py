@@ -9,10 +9,9 @@ from .answers import DONE, Answer, Parts, Whole, event, event_error
 from .errors import ApiError
 from .fields import MAX_TEXTS, CompletionRequest
 from .records import Records
-from .scheduler import Work
+from .scheduler import News, Work
 from .service import Service, as_prompts, new_id, now, usage
 
-News = AsyncIterator[tuple[int, str | None]]
 Said = list[tuple[str, LogProb | None]]  # texts of tokens with their records; None: the first one
 
 

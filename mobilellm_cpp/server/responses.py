@@ -8,10 +8,9 @@ from ..engine.tools import Offer, ToolCall, start
 from .answers import Answer, Parts, Whole, to_json
 from .errors import ApiError
 from .fields import ResponsesRequest
+from .scheduler import News
 from .service import Service, new_id, now
 from .tools import offer as offered
-
-News = AsyncIterator[tuple[int, str | None]]
 
 
 async def answer(service: Service, request: ResponsesRequest) -> Answer:

@@ -40,6 +40,10 @@ class Busy(Exception):
     """Too many wait already."""
 
 
+# The number of a work and a piece of its text; None: it has ended.
+News = AsyncIterator[tuple[int, str | None]]
+
+
 class Job:
     """Several works that one client waits for."""
 
@@ -54,7 +58,7 @@ class Job:
         self._news: deque[tuple[int, str | None | Exception]] = deque()
         self._woken = asyncio.Event()
 
-    async def news(self) -> AsyncIterator[tuple[int, str | None]]:
+    async def news(self) -> News:
         """The number of a work and a piece of its text; None when it has ended. Ends when all have.
         Raises what a work raised."""
         ended = 0
@@ -77,7 +81,7 @@ class Job:
         self._woken.set()
 
 
-News = list[tuple[Job, int, str | None | Exception]]
+_Told = list[tuple[Job, int, str | None | Exception]]
 
 
 class Scheduler:
@@ -162,7 +166,7 @@ class Scheduler:
     def _round(self, going: list[tuple[Job, int]]) -> None:
         """A token of each answer; then a step for the first one whose prompt is being read."""
         reading = None
-        news: News = []
+        news: _Told = []
         for job, number in going:
             if not job.works[number].reads:
                 self._go_on(job, number, news)
@@ -174,7 +178,7 @@ class Scheduler:
             self._go_on(*reading, news)
             self._send(news)
 
-    def _go_on(self, job: Job, number: int, news: News) -> None:
+    def _go_on(self, job: Job, number: int, news: _Told) -> None:
         work = job.works[number]
         until = time.monotonic() + BURST
         while not job.cancelled:
@@ -198,7 +202,7 @@ class Scheduler:
                 if job in self._jobs:
                     self._jobs.remove(job)
 
-    def _send(self, news: News) -> None:
+    def _send(self, news: _Told) -> None:
         if news:
             loop = news[0][0]._loop
             try:
@@ -208,6 +212,6 @@ class Scheduler:
                     job.cancelled = True
 
 
-def _tell(news: News) -> None:
+def _tell(news: _Told) -> None:
     for job, number, piece in news:
         job.tell(number, piece)
