@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from .sequences import Sequence as TokenSequence
+from .sequence import Sequence as TokenSequence
 from .tools import ToolCall
 
 

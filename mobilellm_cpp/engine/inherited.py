@@ -18,8 +18,8 @@ from .library import llama_cpp
 from .llama_base import LlamaBase
 from .prompt_lookup import MOST
 from .sampling import Logits, Sampler
+from .sequence import Sequence as TokenSequence
 from .sequence_state import Rows
-from .sequences import Sequence as TokenSequence
 from .sequences import Sequences
 from .structured import Constraint
 

@@ -38,7 +38,7 @@ from .memory import check_memory
 from .messages import PLAIN_STOP, PLAIN_TEMPLATE, Message, StoppingFormatter, checked_messages, utf8
 from .prompt_lookup import MOST
 from .sampling_types import Sampling
-from .sequences import Sequence as TokenSequence
+from .sequence import Sequence as TokenSequence
 from .sequences import Sequences
 from .structured import Constraint, Vocabulary, from_response_format, pop_form
 from .thread_choice import chosen_threads

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from .library import FOLDER
+from .sequence import Sequence
 from .sequence_state import common_prefix
-from .sequences import Sequence, Sequences
+from .sequences import Sequences
 
 MIN = 64  # tokens that are worth a file, or reading one
 MAGIC = b"mobilellm prompt 1\n"

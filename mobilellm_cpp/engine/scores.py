@@ -8,8 +8,8 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from .answers import LogProb, log_prob
+from .sequence import Sequence
 from .sequence_state import Rows
-from .sequences import Sequence
 
 if TYPE_CHECKING:
     from .model import MobileLLM
