@@ -47,6 +47,11 @@ constexpr bool QUARTERED = false;
 
 constexpr uint8_t HIGH_SIGN = QUARTERED ? 0x80 : 0;
 
+// Groups that hold n rows; the last one may be filled up.
+constexpr int64_t n_groups_of(int64_t n_rows) {
+    return (n_rows + GROUP - 1) / GROUP;
+}
+
 // Where the 4 bytes of row r of 16 in chunk i of n begin.
 constexpr int64_t place_of(int64_t i, int64_t r, int64_t n) {
     return QUARTERED ? 16 * n * (r / 4) + 16 * i + 4 * (r % 4) : 64 * i + 4 * r;
@@ -72,7 +77,7 @@ struct matrix {
     const uint8_t * data;  // 64-byte aligned
     streaming       stream = {};
 
-    int64_t n_groups() const { return (n_rows + GROUP - 1) / GROUP; }
+    int64_t n_groups() const { return n_groups_of(n_rows); }
 
     int64_t n_blocks() const { return n_cols / BLOCK; }
 };

@@ -297,7 +297,7 @@ size_t group_size(ggml_type type, int64_t n_cols) {
 }
 
 size_t packed_size(ggml_type type, int64_t n_cols, int64_t n_rows) {
-    return (n_rows + GROUP - 1) / GROUP * group_size(type, n_cols);
+    return n_groups_of(n_rows) * group_size(type, n_cols);
 }
 
 size_t activation_size(int64_t n_cols) {

@@ -37,7 +37,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         rope_angles(r.positions[t], own.rope + t * m.n_embd_head);
     }
 
-    const range rows   = share((m.n_embd + GROUP - 1) / GROUP, ith, nth);
+    const range rows   = share(n_groups_of(m.n_embd), ith, nth);
     const range blocks = share(m.n_ff / BLOCK, ith, nth);
     const range heads  = share(n * m.n_head_kv, ith, nth);  // to write, where there are several tokens
 

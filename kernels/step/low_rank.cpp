@@ -11,10 +11,6 @@ namespace mobilellm {
 
 namespace {
 
-int64_t n_groups(int64_t n_rows) {
-    return (n_rows + GROUP - 1) / GROUP;
-}
-
 std::vector<float> floats(const ggml_tensor * t) {
     std::vector<float> values(ggml_nelements(t));
     if (t->type == GGML_TYPE_F32) {
@@ -45,7 +41,7 @@ void store(float x, int power, uint8_t * out) {
 
 size_t low_rank_size(const ggml_tensor * a, const ggml_tensor * b) {
     const int64_t rank = padded_rank(a->ne[1]);
-    return rank * sizeof(float) + 2 * (rank * a->ne[0] + n_groups(b->ne[1]) * GROUP * a->ne[1]);
+    return rank * sizeof(float) + 2 * (rank * a->ne[0] + n_groups_of(b->ne[1]) * GROUP * a->ne[1]);
 }
 
 void pack_low_rank(const ggml_tensor * a, const ggml_tensor * b, void * packed) {
