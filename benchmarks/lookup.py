@@ -21,7 +21,7 @@ TEXTS = """
 import json, sys, time
 path, threads, rounds, n = json.loads(sys.argv[1])
 from mobilellm_cpp import MobileLLM
-from mobilellm_cpp.engine import sequences
+from mobilellm_cpp.engine import sequence
 from mobilellm_cpp.engine.prompt_lookup import MOST, PromptLookup
 
 llm = MobileLLM(path, n_threads=threads, n_ctx=2048)
@@ -50,7 +50,7 @@ def written(most):
 text = llm.stream(prompt, max_tokens=n, temperature=0.8, seed=5, speculative=0, logprobs=0)
 list(text)
 kept = prompt + [each.token for each in text.logprobs]
-sequences.PromptLookup = Quoting
+sequence.PromptLookup = Quoting
 found = {}
 for name, before in (("repeats", kept), ("free", [])):
     known[:] = before

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mobilellm_cpp import Conversation, MobileLLM
-from mobilellm_cpp.engine import sequences
+from mobilellm_cpp.engine import sequence, sequences
 from mobilellm_cpp.engine.prompt_lookup import MOST, Costs, PromptLookup
 
 HOW = (
@@ -72,7 +72,7 @@ def guessing(llm: MobileLLM, monkeypatch, seed: int, tokens: list[int], how: dic
     list(kept)
     known = tokens + [each.token for each in kept.logprobs]
     guess = type("Told", (Guess,), {"known": known, "draw": random.Random(seed)})
-    monkeypatch.setattr(sequences, "PromptLookup", guess)
+    monkeypatch.setattr(sequence, "PromptLookup", guess)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -107,7 +107,7 @@ def test_right_drafts_save_steps(files, sizes, monkeypatch):
         plain = llm.stream(tokens, **how, speculative=0, logprobs=0)
         told, steps = "".join(plain), len(sizes)
         known = tokens + [each.token for each in plain.logprobs]
-        monkeypatch.setattr(sequences, "PromptLookup", type("Told", (Quoting,), {"known": known}))
+        monkeypatch.setattr(sequence, "PromptLookup", type("Told", (Quoting,), {"known": known}))
         sizes.clear()
         assert "".join(llm.stream(tokens, **how)) == told
         assert len(sizes) < steps / 4
