@@ -183,7 +183,7 @@ def _improve_scales(result: Rounded, weights: Tensor, h: Tensor, rows: int = 128
     groups = weights.shape[1] // n
     for a in range(0, len(weights), rows):
         w = weights[a : a + rows]
-        basis = grid.numbers(result.codes[a : a + rows])
+        basis = result.codes[a : a + rows]
         parts = [basis, torch.ones_like(basis)] if grid.minimum else [basis]
         count = len(parts) * groups
         normal = torch.empty(len(w), count, count)

@@ -33,7 +33,7 @@ IQ4_NL_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69
 
 # The nearest level to each whole number from -128 on; where two are as near it does not matter.
 _NEAREST = torch.tensor(
-    [min(range(16), key=lambda i: abs(IQ4_NL_LEVELS[i] - x)) for x in range(-128, 128)]
+    [min(IQ4_NL_LEVELS, key=lambda level: abs(level - x)) for x in range(-128, 128)]
 ).float()
 SHRINKS = torch.linspace(0.62, 1.06, 12)  # of the scale that just reaches the largest weight
 ENDS = (1.0, 0.9, 0.8)  # of the lowest and of the highest weight, where there is a minimum
@@ -42,8 +42,9 @@ STEPS = torch.tensor([1.0, 0.95, 1.05, 0.9, 1.1])  # around the scale that a fir
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes low to high; a weight is scale * level(code) + minimum. `whole` is the largest whole
-    number of a group's scale and minimum in a block of 256, and whether it has a sign."""
+    """Codes low to high; a weight is scale * code + minimum. IQ4_NL's codes are its levels. `whole`
+    is the largest whole number of a group's scale and minimum in a block of 256, and whether it has
+    a sign."""
 
     kind: TensorType
     group: int
@@ -53,27 +54,18 @@ class Grid:
     whole: int = 0
     signed: bool = True
 
-    @property
-    def levels(self) -> Tensor | None:
-        """float32 [16]: what codes stand for where they are no plain numbers."""
-        return torch.tensor(IQ4_NL_LEVELS).float() if self.kind is IQ4_NL else None
-
     def codes(self, weights: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
         """The nearest code of each weight, as float32; [..., groups] all."""
         inverse = torch.where(scale == 0, scale, 1 / scale)
         exact = (weights - minimum) * inverse
         if self.kind is IQ4_NL:
-            return _NEAREST[(exact.round_().clamp_(-128, 127) + 128).int()]
+            at = exact.round_().clamp_(-128, 127).add_(128).int()
+            return _NEAREST.index_select(0, at.view(-1)).view(at.shape)
         return exact.round_().clamp_(self.low, self.high)
 
     def values(self, codes: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
         """The weights that codes stand for."""
-        return scale * self.numbers(codes) + minimum
-
-    def numbers(self, codes: Tensor) -> Tensor:
-        """The numbers that a scale multiplies."""
-        levels = self.levels
-        return codes if levels is None else levels[codes.int()]
+        return scale * codes + minimum
 
     def fit(self, weights: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and minimum of each group with the least error under the `importance` [columns] of
@@ -83,7 +75,7 @@ class Grid:
         best = torch.full(weights.shape[1:], torch.inf)
         scale, minimum = torch.zeros_like(best), torch.zeros_like(best)
         for first_scale, first_minimum in guesses:
-            codes = self.numbers(self.codes(weights, first_scale, first_minimum))
+            codes = self.codes(weights, first_scale, first_minimum)
             if self.minimum:
                 d, m = _line(codes, weights, h)
                 m = m.clamp(max=0) if self.whole else m
@@ -92,7 +84,7 @@ class Grid:
                 square = (h * codes * codes).sum(0)
                 d = torch.where(square > 0, (h * codes * weights).sum(0) / square, first_scale)
                 m = torch.zeros_like(d)
-            codes = self.numbers(self.codes(weights, d, m))
+            codes = self.codes(weights, d, m)
             error = (h * (weights - d * codes - m).square()).sum(0)
             better = error < best
             best = torch.where(better, error, best)
@@ -110,10 +102,9 @@ class Grid:
             ]
         at = weights.abs().argmax(0, keepdim=True)
         largest = weights.gather(0, at)[0]
-        levels = self.levels
-        first, last = (self.low, self.high) if levels is None else IQ4_NL_LEVELS[:: len(levels) - 1]
         zero = torch.zeros_like(largest)
-        ends = (first, last) if abs(first) != abs(last) else (first,)
+        lopsided = abs(self.low) != abs(self.high)
+        ends = (self.low, self.high) if lopsided else (self.low,)
         return [(float(s) * largest / end, zero) for end in ends for s in SHRINKS]
 
 
@@ -122,7 +113,7 @@ GRIDS: dict[TensorType, Grid] = {
     Q4_0: Grid(Q4_0, 32, -8, 7),
     Q5_0: Grid(Q5_0, 32, -16, 15),
     Q8_0: Grid(Q8_0, 32, -127, 127),
-    IQ4_NL: Grid(IQ4_NL, 32, 0, 15),
+    IQ4_NL: Grid(IQ4_NL, 32, IQ4_NL_LEVELS[0], IQ4_NL_LEVELS[-1]),
     Q4_1: Grid(Q4_1, 32, 0, 15, minimum=True),
     Q5_1: Grid(Q5_1, 32, 0, 31, minimum=True),
     Q4_K: Grid(Q4_K, 32, 0, 15, minimum=True, whole=63, signed=False),

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .compensated import BLOCK, Rounded
-from .grids import Grid
+from .grids import IQ4_NL_LEVELS, Grid
 from .types import IQ4_NL, Q2_0, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 
 Array = npt.NDArray[Any]
@@ -22,8 +22,9 @@ def packed(result: Rounded) -> npt.NDArray[np.uint8]:
     """uint8 [rows, bytes of a row]."""
     grid = result.grid
     rows = len(result.codes)
-    codes: Array = result.codes.numpy().astype(np.int16) - grid.low
     kind = grid.kind
+    codes: Array = result.codes.numpy().astype(np.int16)
+    codes = np.searchsorted(IQ4_NL_LEVELS, codes) if kind is IQ4_NL else codes - grid.low
     if grid.whole:
         blocks: Array = codes.reshape(-1, BLOCK).astype(np.uint8)
         assert result.whole is not None and result.outer is not None

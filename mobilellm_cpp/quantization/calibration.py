@@ -145,6 +145,7 @@ class Calibration:
             first = stage[0]
             names = {part: f"blk.{stored}.{part}.weight" for part in stage}
             old = {name: self.done(name) for name in names.values()}
+            wanted = [n for n, data in old.items() if data is None and self.kinds[n] in GRIDS]
             columns = own[first].shape[1]
             h, once, cross = (torch.zeros(columns, columns) for _ in range(3))
             moments = Moments(h, once, cross)
@@ -152,7 +153,7 @@ class Calibration:
                 moments.lost = torch.zeros(len(own[first]), columns)
             for (left, right), start in zip(steps, starts, strict=True):
                 here = next(left), next(right)
-                if any(data is None for data in old.values()):
+                if wanted:
                     moments.add(*here)
                     for again in self._again(first, times, stored, weights, start[1]):
                         moments.add_again(again)

@@ -287,7 +287,7 @@ def text_tokens(source: Source, text: str, sequences: int) -> list[list[int]]:
     from ..inspection.perplexity import text_chunks
 
     context = min(SEQUENCE, int(source.numbers.get("context_length", SEQUENCE)))
-    with MobileLLM(source.path, n_ctx=context, n_threads=1) as llm:
+    with MobileLLM(source.path, n_ctx=context, n_threads=1, vocab_only=True) as llm:
         count = len(llm.tokenize(text.encode()))
         if count < 2 * context:
             raise ModelError(f"the calibration text has {count} tokens, {2 * context} are needed")

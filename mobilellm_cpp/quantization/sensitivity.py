@@ -9,7 +9,7 @@ its executions. Without torch a table of factors stands in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import ModelError
 from ..quant.budget import candidates
-from ..quant.mixes import is_matrix
+from ..quant.mixes import EMBEDDING, is_matrix
 from ..quant.rounding import Rounder, dequantize
 from ..quant.types import (
     IQ4_NL,
@@ -37,6 +37,8 @@ from .source import Source
 
 if TYPE_CHECKING:
     import torch
+
+    from .network import Weights
 
 Floats = npt.NDArray[np.float32]
 Costs = dict[str, dict[TensorType, float]]
@@ -99,65 +101,98 @@ def measured(source: Source, tokens: list[list[int]], progress: Progress | None 
     return costs
 
 
-def _errors(values: Floats, importance: Floats) -> list[tuple[TensorType, Floats]]:
-    """The squared errors of a matrix in each type that it can have."""
-    found = []
+def _errors(values: Floats, importance: Floats) -> Iterator[tuple[TensorType, Floats]]:
+    """The squared errors of a matrix in each type that it can have, one type after the other."""
     importance = importance / max(float(importance.mean()), 1e-30) + np.float32(1e-3)
     for kind in candidates(values.shape[-1]):
         bits = values.view(np.uint32)
         data = np.array(Rounder().round(bits, "F32", kind, importance))
         back = dequantize(data.reshape(-1).view(np.uint8), kind.id, values.shape[-1])
-        found.append((kind, np.square(values - back)))
-    return found
+        back -= values.reshape(back.shape)
+        yield kind, np.square(back, out=back).reshape(values.shape)
 
 
 def _fisher(
     source: Source, tokens: list[list[int]], progress: Progress | None
 ) -> tuple[dict[str, Floats], dict[str, Floats], int]:
-    """Sums over rows' and columns' squared gradients of each matrix, and the tokens they are of."""
+    """Sums over rows' and columns' squared gradients of each matrix, and the tokens they are of.
+
+    The gradients go back a block at a time, each block computed anew, so that only one is in
+    memory. A tied embedding's gradients as head and as embedding are squared apart."""
     try:
         import torch
     except ImportError:
         raise ModelError(NEEDS_TORCH) from None
-    from .network import Network
+    from .calibration import runs
+    from .network import MATRICES, Network
 
     network = Network(source)
-    weights = {name: torch.from_numpy(source.values(name)) for name in source.tensors}
+    schedule = runs(network.schedule)
     rows: dict[str, Floats] = {}
     columns: dict[str, Floats] = {}
 
-    def collect(name: str) -> Callable[[torch.Tensor], None]:
-        def hook(weight: torch.Tensor) -> None:
-            assert weight.grad is not None
-            square = weight.grad.square_()
-            rows[name] = rows.get(name, np.float32(0)) + square.sum(1).numpy()
-            columns[name] = columns.get(name, np.float32(0)) + square.sum(0).numpy()
-            weight.grad = None
+    def collect(name: str, gradient: torch.Tensor | None) -> None:
+        assert gradient is not None
+        square = gradient.square_()
+        rows[name] = rows.get(name, np.float32(0)) + square.sum(1).numpy()
+        columns[name] = columns.get(name, np.float32(0)) + square.sum(0).numpy()
 
-        return hook
+    def executed(x: torch.Tensor, weights: Weights, stored: int, times: int) -> torch.Tensor:
+        for _ in range(times):
+            x = network.block(x, weights, stored)
+        return x
 
-    for name, weight in weights.items():
-        if is_matrix(name, tuple(weight.shape)):
-            weight.requires_grad_(True)
-            weight.register_post_accumulate_grad_hook(collect(name))  # type: ignore[no-untyped-call]
+    def tell(done: int, stored: int) -> None:
+        if progress is not None:
+            progress(done, 2 * len(schedule), f"sensitivity of block {stored}")
+
+    embedding = torch.from_numpy(source.values(EMBEDDING))
+    streams = [embedding[torch.tensor([sequence])] for sequence in tokens]
+    starts = []
+    with torch.no_grad():
+        for done, (stored, times) in enumerate(schedule, 1):
+            starts.append(streams)
+            own = network.weights(stored)
+            streams = [executed(x, own, stored, times) for x in streams]
+            tell(done, stored)
+
+    name = network.head_name()
+    head = embedding if source.tied else torch.from_numpy(source.values(name))
+    head.requires_grad_(True)
+    norm = torch.from_numpy(source.values("output_norm.weight"))
     generator = torch.Generator().manual_seed(1)
-    count = 0
-    for done, sequence in enumerate(tokens, 1):
-        x = weights["token_embd.weight"][torch.tensor([sequence])]
-        for stored in network.schedule:
-            prefix = f"blk.{stored}."
-            own = {
-                name.removeprefix(prefix).removesuffix(".weight"): weight
-                for name, weight in weights.items()
-                if name.startswith(prefix)
-            }
-            x = network.block(x, own, stored)
-        x = network.norm(x, weights["output_norm.weight"])
-        logits = (x @ weights[network.head_name()].T)[0]
+    for x in streams:
+        x.requires_grad_(True)
+        logits = (network.norm(x, norm) @ head.T)[0]
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
         loss = torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
         loss.backward()  # type: ignore[no-untyped-call]
-        count += len(sequence)
-        if progress is not None:
-            progress(done, len(tokens), "sensitivity")
-    return rows, columns, count
+        collect(name, head.grad)
+        head.grad = None
+    gradients = [x.grad for x in streams]
+
+    for done, (stored, times) in enumerate(reversed(schedule), 1):
+        own = network.weights(stored)
+        for part in MATRICES:
+            own[part].requires_grad_(True)
+        for i, start in enumerate(starts.pop()):
+            start.requires_grad_(True)
+            executed(start, own, stored, times).backward(gradients[i])  # type: ignore[no-untyped-call]
+            gradients[i] = start.grad
+            for part in MATRICES:
+                collect(f"blk.{stored}.{part}.weight", own[part].grad)
+                own[part].grad = None
+        tell(len(schedule) + done, stored)
+
+    for sequence, gradient in zip(tokens, gradients, strict=True):
+        assert gradient is not None
+        seen, at = np.unique(sequence, return_inverse=True)
+        summed = torch.zeros(len(seen), network.width)
+        square = summed.index_add_(0, torch.from_numpy(at), gradient[0]).square_()
+        if EMBEDDING not in rows:
+            count, width = embedding.shape
+            rows[EMBEDDING] = np.zeros(count, np.float32)
+            columns[EMBEDDING] = np.zeros(width, np.float32)
+        rows[EMBEDDING][seen] += square.sum(1).numpy()
+        columns[EMBEDDING] += square.sum(0).numpy()
+    return rows, columns, sum(map(len, tokens))
