@@ -45,7 +45,7 @@ clients: .venv/tests-installed stock
 	MOBILELLM_STOCK="$$($(BIN)/python $(UPSTREAM) fetch)" $(BIN)/python tests/clients $(CLIENTS)
 
 bench: .venv/tests-installed stock
-	$(BIN)/python benchmarks/versus_stock.py --write docs/measurements.md
+	$(BIN)/python benchmarks/versus_stock.py --write docs/measurements.md $(STOCK_CXX:%=--stock %)
 
 # upstream's kernels are compiled for one processor each, ours chosen when it is known
 bench-arm: .venv/tests-installed
@@ -87,13 +87,15 @@ lint: .venv/tests-installed
 	$(INSTALL) '.[test]'
 	touch $@
 
-# The unpatched peer for tests and benchmarks, in the build cache, once for all checkouts.
+# The unpatched peer for tests and benchmarks, in the build cache, once for all checkouts. `make bench
+# STOCK_CXX=clang++-19` compares with a stock of that compiler.
 STOCK_TOOLS := llama llama-bench llama-quantize llama-imatrix llama-perplexity
 stock: .venv/created
-	@src="$$($(BIN)/python $(UPSTREAM) fetch)" && build="$$src-stock" && \
+	@src="$$($(BIN)/python $(UPSTREAM) fetch)" && build="$$src-stock$(STOCK_CXX:%=-%)" && \
 	if ! (cat mobilellm_cpp/native/upstream/flags.cmake; echo '# $(STOCK_TOOLS)') | cmp -s - "$$build/done"; then \
 	    echo "Building the stock llama.cpp: once, a few minutes; log in $$build.log" && \
 	    $(BIN)/cmake -S "$$src" -B "$$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
+	        $(if $(STOCK_CXX),-DCMAKE_CXX_COMPILER=$(STOCK_CXX) -DCMAKE_C_COMPILER=$(subst clangcc,clang,$(subst g++,gcc,$(STOCK_CXX)))) \
 	        -DCMAKE_BUILD_TYPE=Release -DCMAKE_PROJECT_INCLUDE="$(CURDIR)/mobilellm_cpp/native/upstream/flags.cmake" \
 	        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
 	        -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF >"$$build.log" 2>&1 && \

@@ -3,6 +3,7 @@ processes in which each measurement is made."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -125,16 +126,24 @@ class Build:
 
 
 class Bench:
-    """The builds to compare and the files to compare them on."""
+    """The builds to compare and the files to compare them on. stock: the compiler of a stock that
+    `make stock STOCK_CXX=...` has built; by default the one that `make stock` builds."""
 
-    def __init__(self, folder: Path, shape: str, rounds: int) -> None:
+    def __init__(self, folder: Path, shape: str, rounds: int, stock: str = "") -> None:
         from mobilellm_cpp.engine.library import FOLDER
 
         fetch = [sys.executable, str(ROOT / "mobilellm_cpp/native/upstream/upstream.py"), "fetch"]
         source = Path(subprocess.run(fetch, capture_output=True, text=True, check=True).stdout[:-1])
-        peer = source.with_name(f"{source.name}-stock") / "bin"
+        built = source.with_name(f"{source.name}-stock{stock and f'-{stock}'}")
+        peer = built / "bin"
         if not (peer / "libllama.so").exists():
-            sys.exit("stock llama.cpp is not built: run `make stock` first")
+            wanted = f"make stock{stock and f' STOCK_CXX={stock}'}"
+            sys.exit(f"stock llama.cpp is not built: run `{wanted}` first")
+        found = next(built.glob("CMakeFiles/*/CMakeCXXCompiler.cmake")).read_text()
+        self.stock_compiler = " ".join(
+            re.search(rf'CMAKE_CXX_COMPILER_{part} "(.*?)"', found)[1]  # type: ignore[index]
+            for part in ("ID", "VERSION")
+        )
         self.folder, self.shape, self.rounds = folder, shape, rounds
         self.stock_libraries = peer
         self.ours = Build(self._build(source, FOLDER, "ours"))

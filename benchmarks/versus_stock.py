@@ -7,9 +7,9 @@ Weights are random at the published shapes; layer-shared weights are written out
 which is all that it can run. Both sides run benchmarks/loop.cpp, the bare loop of llama.h without
 sampling, each measurement in a process of its own. A round runs all sides of a figure one after the
 other; ratios are taken within a round, the table has their medians and, in brackets, the least and
-the largest. Stock has its repacking on, the compiler and flags of our build, and of flash attention
-on and off the better. Progress goes to stderr, the table (Markdown) to stdout, and with --write
-into the section of this processor.
+the largest. Stock has its repacking on, the flags of our build, without --stock its compiler, and
+of flash attention on and off the better. Progress goes to stderr, the table (Markdown) to stdout,
+and with --write into the section of this processor.
 """
 
 import argparse
@@ -283,6 +283,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--folder", type=Path, help="keep the models here; by default removed")
+    parser.add_argument("--stock", default="", metavar="CXX", help="as in `make stock STOCK_CXX=`")
     parser.add_argument(
         "--write", type=Path, help="the file whose section of this processor to write"
     )
@@ -296,14 +297,15 @@ def main() -> None:
     columns: dict[str, list[Figure]] = {}
     try:
         for shape in options.shape:
-            bench = Bench(folder, shape, options.rounds)
+            bench = Bench(folder, shape, options.rounds, options.stock)
             columns[shape] = [figure for part in options.only for figure in PARTS[part](bench)]
     finally:
         if not options.folder:
             shutil.rmtree(folder)
     lines = [
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores; "
-        f"mobilellm-cpp {__version__}, llama.cpp of llama-cpp-python {llama_cpp.__version__}; "
+        f"mobilellm-cpp {__version__}, llama.cpp of llama-cpp-python {llama_cpp.__version__} "
+        f"(stock built by {bench.stock_compiler}); "
         f"median of {options.rounds} rounds (least–largest), then ours : the other, tokens/s.",
         "",
         f"| ours / stock llama.cpp, same file | goal | {' | '.join(columns)} |",
