@@ -81,8 +81,10 @@ void read_cells(const head_cache & cache, const int32_t * cells, int64_t n, int6
             }
             continue;
         }
-        for (int64_t e = 0; e < n_embd_head; e += L::width) {
-            L::store(out + e, Reader<L>::load(row, e));
+        for (int64_t block = 0; block < n_embd_head; block += 32) {
+            for (int e = 0; e < 32; e += L::width) {
+                L::store(out + block + e, Reader<L>::load(Reader<L>::at(row, block), e));
+            }
         }
     }
 }

@@ -19,10 +19,6 @@ size_t size_of(const matrix & w) {
     return packed_size(w.type, w.n_cols, w.n_rows);
 }
 
-int64_t padded(int64_t n, int64_t to) {
-    return (n + to - 1) / to * to;
-}
-
 bool is_matrix(const ggml_tensor * t, int64_t n_cols, int64_t n_rows) {
     return packed(t) && t->ne[0] == n_cols && t->ne[1] == n_rows;
 }
@@ -62,34 +58,28 @@ bool fused_step::knows(const fused_model & m) {
 fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.layers.size() + 1) {
     const fused_model & m = model_;
 
-    q_size_      = m.n_head * m.n_embd_head;
-    qkv_size_    = q_size_ + 2 * m.n_head_kv * m.n_embd_head;
-    n_group_     = m.n_head / m.n_head_kv;
-    int64_t most = 0;  // cells
-    for (const fused_cache & cache : m.caches) {
-        most = std::max(most, cache.n_kv);
-    }
-    n_scores_ = padded(std::max(shard_cells, (most + max_shards - 1) / max_shards), 16);
+    q_size_   = m.n_head * m.n_embd_head;
+    qkv_size_ = q_size_ + 2 * m.n_head_kv * m.n_embd_head;
+    n_group_  = m.n_head / m.n_head_kv;
 
     for (const fused_layer & l : m.layers) {
         const bool    columns = transposed(l.v);
         const int64_t v_cell  = columns ? l.v->nb[0] : l.v->nb[2];
         const int64_t v_elem  = columns ? l.v->nb[2] : 0;
-        layers_.push_back({ static_cast<const float *>(l.attn_norm->data),
-                            static_cast<const float *>(l.ffn_norm->data),
-                            { with_pairs(l.wq), with_pairs(l.wk), with_pairs(l.wv) },
-                            with_pairs(l.wo),
-                            with_pairs(l.ffn_gate),
-                            with_pairs(l.ffn_up),
-                            with_pairs(l.ffn_down),
-                            { static_cast<uint8_t *>(l.k->data), l.k->type, false, int64_t(l.k->nb[2]), 0 },
-                            { static_cast<uint8_t *>(l.v->data), l.v->type, columns, v_cell, v_elem },
-                            int64_t(l.k->nb[1]),
-                            int64_t(l.v->nb[1]),
-                            l.rope,
-                            l.qk_norm,
-                            l.cache,
-                            nullptr });
+        layers_.push_back(
+            { static_cast<const float *>(l.attn_norm->data),
+              static_cast<const float *>(l.ffn_norm->data),
+              { with_pairs(l.wq), with_pairs(l.wk), with_pairs(l.wv) },
+              with_pairs(l.wo),
+              with_pairs(l.ffn_gate),
+              with_pairs(l.ffn_up),
+              with_pairs(l.ffn_down),
+              { static_cast<uint8_t *>(l.k->data), l.k->type, false, int64_t(l.k->nb[2]), 0, int64_t(l.k->nb[1]) },
+              { static_cast<uint8_t *>(l.v->data), l.v->type, columns, v_cell, v_elem, int64_t(l.v->nb[1]) },
+              l.rope,
+              l.qk_norm,
+              l.cache,
+              nullptr });
     }
     for (size_t il = 1; il + 1 < layers_.size(); ++il) {
         const auto same = [&](size_t a, size_t b) { return layers_[a].wo.data == layers_[b].wo.data; };
@@ -123,7 +113,7 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
             arena_.add(own.x, n * m.n_embd);
             arena_.add(own.rope, n * m.n_embd_head);
             arena_.add(own.q, q_size_);
-            arena_.add(own.scores, n_group_ * n_scores_);
+            arena_.add(own.scores, n_group_ * max_scores);
         } else {
             arena_.add(own.rows, n * std::max(q_size_, m.n_embd));
             add_activations(own.hidden, n, m.n_ff);
@@ -286,13 +276,13 @@ void fused_step::write_cell(const layer & l, const private_arrays & own, const f
 
     std::copy(k, k + m.n_embd_head, row);
     ready_for_scores(l, row, 1);
-    ops_.store(row, m.n_embd_head, l.k.type, const_cast<uint8_t *>(l.k.data) + head * l.k_head + cell * l.k.cell);
+    ops_.store(row, m.n_embd_head, l.k.type, const_cast<uint8_t *>(l.k.data) + head * l.k.head + cell * l.k.cell);
 
     std::copy(v, v + m.n_embd_head, row);
     if (m.v_rotation) {
         ops_.hadamard(row, m.n_embd_head, m.v_rotation);
     }
-    uint8_t * out = const_cast<uint8_t *>(l.v.data) + head * l.v_head + cell * l.v.cell;
+    uint8_t * out = const_cast<uint8_t *>(l.v.data) + head * l.v.head + cell * l.v.cell;
     if (!l.v.transposed) {
         ops_.store(row, m.n_embd_head, l.v.type, out);
         return;

@@ -12,34 +12,40 @@
 
 namespace mobilellm {
 
-// Where one KV head of a cache lies: cell c, element e at data + c * cell + e * element. Rows of a cell are
-// contiguous (element is then the size of one, and unused) unless `transposed`, where cells are.
+// Where a KV head of a cache lies: cell c, element e at data + c * cell + e * element. Rows of a cell are contiguous
+// (element is then the size of one, and unused) unless `transposed`, where cells are.
 struct head_cache {
     const uint8_t * data;
     ggml_type       type;  // F32, F16 or Q8_0; transposed: F32 or F16
     bool            transposed;
     int64_t         cell;
     int64_t         element;
+    int64_t         head;  // bytes to the next KV head
 };
 
-constexpr int max_shards = 8;  // of attention over the cells
+constexpr int     max_shards = 8;    // of attention over the cells
+constexpr int64_t max_scores = 512;  // of a query head at a time
 
-// Attention of the n_group query heads that share one KV head, over some cells.
+// Attention of some KV heads, each with the n_group query heads that share it, over some cells.
 struct attention_shard {
     int64_t         n_embd_head;  // a multiple of 32
+    int             first_head;
+    int             n_heads;
     int             n_group;
-    const float *   q;  // (n_group, n_embd_head), scaled
-    head_cache      k;
+    const float *   q;  // (n_heads, n_group, n_embd_head), scaled
+    head_cache      k;  // of head 0
     head_cache      v;
     const int32_t * cells;  // in the order of their positions
     int64_t         n_cells;
+    // only says what to prefetch: whether these cells are the first of several calls, and how many that follow in the
+    // list are next, from head 0 on
+    bool            begins;
+    int64_t         n_next;
 
-    float * scores;  // scratch, (n_group, n_scores), n_scores a multiple of 16 and at least n_cells
-    int64_t n_scores;
-
-    float * out;      // (n_group, n_embd_head): sum over cells of exp(score - largest) v
-    float * largest;  // (n_group)
-    float * sum;      // (n_group): sum over cells of exp(score - largest)
+    float * scores;   // scratch, (n_group, max_scores)
+    float * out;      // (n_heads, n_group, n_embd_head): sum over cells of exp(score - largest) v
+    float * largest;  // (n_heads, n_group)
+    float * sum;      // (n_heads, n_group): sum over cells of exp(score - largest)
 };
 
 constexpr int64_t tile_tokens = 48;  // at most, of an attention_tile

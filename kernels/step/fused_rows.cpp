@@ -129,34 +129,25 @@ void fused_step::attend(const layer & l, const fused_request & r, const private_
         for (int64_t i = 0; i < q_size_; ++i) {
             own.q[i] *= m.kq_scale;
         }
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t   shard  = task / m.n_head_kv;
-            const int64_t   head   = task % m.n_head_kv;
-            const int64_t   q_head = head * n_group_;
-            const range     cells  = share(lists_[l.cache].n_cells[t], shard, n_shards(l, t));
-            const int32_t * from   = list + cells.begin;
-            const int32_t * to     = list + cells.end;
-            const int64_t   slot   = (t * max_shards + shard) * m.n_head + q_head;
+        for (int64_t task = begin, n_heads; task < end; task += n_heads) {
+            const int64_t shard = task / m.n_head_kv;
+            const int64_t head  = task % m.n_head_kv;
+            n_heads             = std::min(m.n_head_kv - head, end - task);
 
-            attention_shard a = { m.n_embd_head,
-                                  int(n_group_),
-                                  own.q + q_head * m.n_embd_head,
-                                  l.k,
-                                  l.v,
-                                  from,
-                                  to - from,
-                                  own.scores,
-                                  n_scores_,
-                                  out_ + slot * m.n_embd_head,
-                                  largest_ + slot,
-                                  sum_ + slot };
-            a.k.data += head * l.k_head;
-            a.v.data += head * l.v_head;
+            const int64_t shards = n_shards(l, t);
+            const range   cells  = share(lists_[l.cache].n_cells[t], shard, shards);
+            const int64_t n_next =
+                task + n_heads < end ? share(lists_[l.cache].n_cells[t], shard + 1, shards).size() : 0;
+            const int64_t   q_head   = head * n_group_;
+            const int64_t   slot     = (t * max_shards + shard) * m.n_head + q_head;
             // a token alone: whoever reads its cell writes it first
-            if (m.n_tokens == 1 && std::find(from, to, int32_t(cell)) != to) {
-                write_cell(l, own, qkv, head, cell);
+            const int32_t * own_cell = std::find(list + cells.begin, list + cells.end, int32_t(cell));
+            for (int64_t h = head; m.n_tokens == 1 && own_cell != list + cells.end && h < head + n_heads; ++h) {
+                write_cell(l, own, qkv, h, cell);
             }
-            ops_.attend(a);
+            ops_.attend({ m.n_embd_head, int(head), int(n_heads), int(n_group_), own.q + q_head * m.n_embd_head, l.k,
+                          l.v, list + cells.begin, cells.size(), task == begin, n_next, own.scores,
+                          out_ + slot * m.n_embd_head, largest_ + slot, sum_ + slot });
         }
     }
 }

@@ -61,8 +61,6 @@ struct layer {
     projection    down;
     head_cache    k;  // of KV head 0
     head_cache    v;
-    int64_t       k_head;  // bytes from one head to the next
-    int64_t       v_head;
     bool          rope;
     bool          qk_norm;
     int           cache;
@@ -113,7 +111,7 @@ struct private_arrays {
     float *       x;       // (n, n_embd) the residual stream
     float *       rope;    // (n, n_embd_head)
     float *       q;       // (n_head, n_embd_head)
-    float *       scores;  // (n_head / n_head_kv, n_scores)
+    float *       scores;  // (n_head / n_head_kv, max_scores)
     // many
     float *       rows;    // (n, n_head, n_embd_head) attention, (n, n_embd) what is added to the stream
     activations * hidden;  // (n, n_ff) of down
@@ -170,7 +168,6 @@ class fused_step {
     matrix             output_{};       // without data where the states are the result
     int64_t            thin_size_ = 0;  // the padded ranks of all pairs of a matrix, the most of any
     int64_t            n_group_;
-    int64_t            n_scores_;
     int64_t            q_size_;
     int64_t            qkv_size_;
     bool               few_;

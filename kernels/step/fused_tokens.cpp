@@ -151,8 +151,8 @@ void fused_step::finish_layer(const layer & l, const fused_request & r, const pr
                               own.tile,
                               own.rows + at,
                               q_size_ };
-        a.k.data += head * l.k_head;
-        a.v.data += head * l.v_head;
+        a.k.data += head * l.k.head;
+        a.v.data += head * l.v.head;
         ops_.attend_tile(a);
     }
     for (int64_t t = 0; t < n; ++t) {

@@ -119,23 +119,25 @@ void test_hadamard(const fused_ops & ops, const std::string & name) {
     }
 }
 
-// One KV head's cache of all types, in rows or transposed, among others' memory.
+// A cache of all types, in rows or transposed: one KV head that nobody reads, then `heads`.
 struct cache {
-    cache(ggml_type type, bool transposed, int64_t n_cells, int64_t n_embd_head, const fused_ops & ops) {
-        const int64_t n_heads = 2;
+    cache(ggml_type type, bool transposed, int64_t n_cells, int64_t n_embd_head, const fused_ops & ops, int heads = 1) {
+        const int64_t n_heads = 1 + heads;
         const int64_t row     = ggml_row_size(type, n_embd_head);
         const int64_t size    = ggml_type_size(type);
         memory.assign(n_cells * n_heads * row, 0xFF);  // NaN where nothing was written
-        values.resize(n_cells * n_embd_head);
+        values.resize(heads * n_cells * n_embd_head);
 
-        view = transposed ? head_cache{ memory.data() + n_cells * row, type, true, size, n_cells * size }
-                          : head_cache{ memory.data() + row, type, false, n_heads * row, size };
-        for (int64_t c = 0; c < n_cells; ++c) {
+        all  = transposed ? head_cache{ memory.data(), type, true, size, n_cells * size, n_cells * row }
+                          : head_cache{ memory.data(), type, false, n_heads * row, size, row };
+        view = all;
+        view.data += all.head;
+        for (int64_t i = 0; i < heads * n_cells; ++i) {
             const std::vector<float> x = normals(n_embd_head);
             std::vector<uint8_t>     stored(row);
             ops.store(x.data(), n_embd_head, type, stored.data());
 
-            float * back = values.data() + c * n_embd_head;
+            float * back = values.data() + i * n_embd_head;
             if (type == GGML_TYPE_F32) {
                 std::memcpy(back, stored.data(), row);
             } else {
@@ -149,7 +151,7 @@ struct cache {
                     std::exit(1);
                 }
             }
-            uint8_t * base = const_cast<uint8_t *>(view.data) + c * view.cell;
+            uint8_t * base = const_cast<uint8_t *>(view.data) + i / n_cells * view.head + i % n_cells * view.cell;
             if (!transposed) {
                 std::memcpy(base, stored.data(), row);
             }
@@ -160,8 +162,9 @@ struct cache {
     }
 
     std::vector<uint8_t> memory;
-    std::vector<float>   values;  // (n_cells, n_embd_head) as the cache holds them
-    head_cache           view;
+    std::vector<float>   values;  // (heads, n_cells, n_embd_head) as the cache holds them
+    head_cache           all;
+    head_cache           view;  // from the first of `heads` on
 };
 
 void test_attention(const fused_ops & ops, const std::string & name, ggml_type k_type, ggml_type v_type,
@@ -170,45 +173,59 @@ void test_attention(const fused_ops & ops, const std::string & name, ggml_type k
                            (transposed ? " transposed, " : ", ") + std::to_string(n_embd_head) + " wide, " +
                            std::to_string(n_group) + " heads, " + std::to_string(n_cache) + " cells" +
                            (gaps ? " with gaps" : "");
-    const cache          k(k_type, false, n_cache, n_embd_head, ops);
-    const cache          v(v_type, transposed, n_cache, n_embd_head, ops);
+    constexpr int        n_heads = 2;
+    const cache          k(k_type, false, n_cache, n_embd_head, ops, n_heads);
+    const cache          v(v_type, transposed, n_cache, n_embd_head, ops, n_heads);
     std::vector<int32_t> cells;
     for (int32_t c = 0; c < n_cache; ++c) {
         if (!gaps || generator() % 3 != 0 || c + 1 == n_cache) {
             cells.push_back(c);
         }
     }
-    const std::vector<float> q = normals(n_group * n_embd_head, 0.5f);
+    const int64_t            n_all  = n_heads * n_group;
+    const int64_t            stride = n_all * n_embd_head;
+    const std::vector<float> q      = normals(stride, 0.5f);
 
-    // every shard on its own, then combined, as threads do
-    const int           n_shards = cells.size() < 3 ? 1 : 3;
-    const int64_t       n_scores = (cells.size() + 15) / 16 * 16;
-    const int64_t       stride   = n_group * n_embd_head;
-    std::vector<float>  scores(n_group * n_scores), out(n_shards * stride), y(stride);
-    std::vector<float>  largest(n_shards * n_group), sum(n_shards * n_group);
-    std::vector<double> expected(stride, 0.0);
-    for (int s = 0; s < n_shards; ++s) {
-        const size_t begin = cells.size() * s / n_shards, end = cells.size() * (s + 1) / n_shards;
-        ops.attend({ n_embd_head, n_group, q.data(), k.view, v.view, cells.data() + begin, int64_t(end - begin),
-                     scores.data(), n_scores, out.data() + s * stride, largest.data() + s * n_group,
-                     sum.data() + s * n_group });
+    // every shard on its own, then combined, as threads do; all heads at once or one by one
+    const auto attend = [&](int at_once) {
+        const int          n_shards = cells.size() < 3 ? 1 : 3;
+        std::vector<float> scores(n_group * max_scores), out(n_shards * stride), y(stride);
+        std::vector<float> largest(n_shards * n_all), sum(n_shards * n_all);
+        for (int s = 0; s < n_shards; ++s) {
+            const size_t begin = cells.size() * s / n_shards, end = cells.size() * (s + 1) / n_shards;
+            for (int head = 0; head < n_heads; head += at_once) {
+                const int64_t slot = s * n_all + head * n_group;
+                ops.attend({ n_embd_head, 1 + head, at_once, n_group, q.data() + head * n_group * n_embd_head, k.all,
+                             v.all, cells.data() + begin, int64_t(end - begin), s == 0, int64_t(cells.size() - end),
+                             scores.data(), out.data() + slot * n_embd_head, largest.data() + slot,
+                             sum.data() + slot });
+            }
+        }
+        ops.combine(out.data(), largest.data(), sum.data(), n_shards, stride, n_all, n_embd_head, y.data());
+        return y;
+    };
+    const std::vector<float> y = attend(n_heads);
+    if (attend(1) != y) {
+        std::printf("FAILED: %s: other bits for a head alone\n", at.c_str());
+        std::exit(1);
     }
-    ops.combine(out.data(), largest.data(), sum.data(), n_shards, stride, n_group, n_embd_head, y.data());
 
-    for (int g = 0; g < n_group; ++g) {
+    std::vector<double> expected(stride, 0.0);
+    for (int g = 0; g < n_all; ++g) {
+        const int64_t       first = g / n_group * n_cache;
         std::vector<double> p;
         double              total = 0.0;
         for (const int32_t c : cells) {
             double dot = 0.0;
             for (int64_t e = 0; e < n_embd_head; ++e) {
-                dot += double(q[g * n_embd_head + e]) * k.values[c * n_embd_head + e];
+                dot += double(q[g * n_embd_head + e]) * k.values[(first + c) * n_embd_head + e];
             }
             p.push_back(std::exp(dot));
             total += p.back();
         }
         for (size_t i = 0; i < cells.size(); ++i) {
             for (int64_t e = 0; e < n_embd_head; ++e) {
-                expected[g * n_embd_head + e] += p[i] / total * v.values[cells[i] * n_embd_head + e];
+                expected[g * n_embd_head + e] += p[i] / total * v.values[(first + cells[i]) * n_embd_head + e];
             }
         }
     }
@@ -433,6 +450,12 @@ void test(const fused_ops & ops, const kernels & products, const std::string & n
                 }
             }
         }
+    }
+    for (const int n_group : { 1, 3, 7 }) {  // shards of more than one block
+        for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
+            test_attention(ops, name, type, type, false, 64, n_group, 700, true);
+        }
+        test_attention(ops, name, GGML_TYPE_F32, GGML_TYPE_F32, true, 32, n_group, 2000, n_group == 3);
     }
     for (const int64_t n_tokens : { 1, 2, 7, 16, 33, 48 }) {
         for (const int64_t n_cache : { 1, 31, 64, 65, 200 }) {
