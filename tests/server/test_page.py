@@ -173,6 +173,18 @@ def test_stop(chromium, llm, monkeypatch):
         assert server.idle(2) and page.one("#send").is_enabled()
         page.check_log()
 
+        scheduler._round = lambda work: time.sleep(0.05)
+        page = Page(chromium, server.url)
+        page.ask("Hello! Who are you?" + Keys.ENTER)
+        page.until(lambda: page.one("#stop").is_displayed())
+        page.one("#question").send_keys(Keys.ESCAPE)
+        page.status("Stopped.")
+        page.check_rules()
+        scheduler._round = going
+        page.one(".tools button").click()  # Ask again
+        page.status("The answer is there.")
+        assert page.texts("article h2") == ["You", "Model"]
+
 
 def test_a_key(chromium, llm):
     with running(llm, key="sesam") as server:

@@ -100,15 +100,14 @@ function article(message, number) {
   const who = document.createElement("h2");
   who.textContent = { user: "You", assistant: "Model", error: "Error" }[message.role];
   made.append(who, ...body(message.content));
-  if (message.role === "assistant" && !asking) {
-    const tools = document.createElement("div");
-    tools.className = "tools";
+  const tools = document.createElement("div");
+  tools.className = "tools";
+  const last = number === current.messages.length - 1;
+  if (message.role === "assistant") {
     tools.append(button("Copy", "Copy this answer", () => copy(message.content)));
-    if (number === current.messages.length - 1) {
-      tools.append(button("Regenerate", "Regenerate this answer", regenerate));
-    }
-    made.append(tools);
-  }
+    if (last) tools.append(button("Regenerate", "Regenerate this answer", regenerate));
+  } else if (last) tools.append(button("Ask again", "", regenerate));
+  if (!asking && tools.hasChildNodes()) made.append(tools);
   return made;
 }
 
