@@ -5,10 +5,12 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <memory>
@@ -30,7 +32,7 @@ const char * const HELP =
     "  -p, --prompt TEXT       the text to continue\n"
     "  -n, --tokens N          the most tokens to make (128)\n"
     "  --ctx N                 context in tokens (512)\n"
-    "  --threads N             threads (as many as there are cores)\n"
+    "  -t, --threads N         threads (as many as there are cores)\n"
     "  --cache-type TYPE       f16 or q8_0: the KV cache (q8_0 where blocks run twice, else f16)\n"
     "  --temperature NUMBER    0 always takes the likeliest token (0.8)\n"
     "  --top-k N, --top-p NUMBER, --min-p NUMBER   which tokens are considered (40, 0.95, 0.05)\n"
@@ -84,7 +86,7 @@ options parse(const std::vector<std::string> & words) {
             o.n_tokens = int32_t(in(1, MOST));
         } else if (word == "--ctx") {
             o.n_ctx = int32_t(in(1, 1 << 28));
-        } else if (word == "--threads") {
+        } else if (word == "-t" || word == "--threads") {
             o.n_threads = int32_t(in(1, 512));
         } else if (word == "--cache-type") {
             const std::string type = value();
@@ -114,6 +116,18 @@ options parse(const std::vector<std::string> & words) {
         throw wrong_usage("which model?");
     }
     return o;
+}
+
+// What upstream says in its own words, or says of a later moment.
+void check_file(const std::string & path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) {
+        throw std::runtime_error(path + ": " + std::strerror(errno));
+    }
+    char magic[4] = {};
+    if (!file.read(magic, sizeof magic) || std::memcmp(magic, "GGUF", sizeof magic) != 0) {
+        throw std::runtime_error(path + " is not a GGUF file");
+    }
 }
 
 std::string text_of(const options & o) {
@@ -244,6 +258,12 @@ ggml_type default_cache(const llama_model * model) {
     return shared && llama_model_n_embd(model) / llama_model_n_head(model) % 32 == 0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
 }
 
+void write_text(const std::string & text) {
+    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+        throw std::runtime_error(std::string("the text cannot be written: ") + std::strerror(errno));
+    }
+}
+
 void write_piece(const llama_vocab * vocab, llama_token token) {
     std::string piece(256, '\0');
     int32_t     n = llama_token_to_piece(vocab, token, piece.data(), int32_t(piece.size()), 0, false);
@@ -251,11 +271,12 @@ void write_piece(const llama_vocab * vocab, llama_token token) {
         piece.resize(-n);
         n = llama_token_to_piece(vocab, token, piece.data(), -n, 0, false);
     }
-    std::fwrite(piece.data(), 1, size_t(std::max(n, 0)), stdout);
-    std::fflush(stdout);
+    piece.resize(size_t(std::max(n, 0)));
+    write_text(piece);
 }
 
 void run(const options & o) {
+    check_file(o.model);
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_backend_init();
     if (ggml_backend_dev_count() == 0) {
@@ -296,14 +317,15 @@ void run(const options & o) {
         write_piece(vocab, token);
         tokens.push_back(token);
     }
-    std::fputs("\n", stdout);
+    write_text("\n");
 }
 
 }  // namespace
 
 int main(int argc, char ** argv) {
     const std::vector<std::string> words(argv + 1, argv + argc);
-    if (std::find(words.begin(), words.end(), "--help") != words.end()) {
+    const auto given = [&](const char * word) { return std::find(words.begin(), words.end(), word) != words.end(); };
+    if (given("-h") || given("--help")) {
         std::fputs(HELP, stdout);
         return 0;
     }

@@ -1,6 +1,7 @@
 """mobilellm-run, the program without Python, says what the Python class says."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint
@@ -50,11 +51,14 @@ def test_a_full_context_ends_the_text(models):
 @pytest.mark.parametrize(
     "arguments, code, sentence",
     [
-        (("/nowhere.gguf", "-p", "x"), 1, "/nowhere.gguf: "),
+        (("/nowhere.gguf", "-p", "x"), 1, "/nowhere.gguf: No such file or directory"),
+        ((__file__, "-p", "x"), 1, "test_run.py is not a GGUF file"),
+        (("/", "-p", "x"), 1, "/ is not a GGUF file"),
         ((), 2, "which model?"),
         (("MODEL", "--heat", "1"), 2, "what is '--heat'?"),
         (("MODEL", "--top-p", "2"), 2, "--top-p is '2', not a number from 0 to 1"),
         (("MODEL", "-p"), 2, "-p needs a value"),
+        (("MODEL", "-t", "0", "-p", "x"), 2, "-t is '0', not a number from 1 to 512"),
         (("MODEL", "-p", "a fox " * 30, "--ctx", "16"), 1, "but the context holds 16"),
     ],
 )
@@ -70,3 +74,12 @@ def test_a_damaged_file_gets_a_sentence(models, tmp_path):
     done = run(cut, "-p", "x")
     assert done.returncode == 1
     assert done.stderr.startswith(f"mobilellm-run: {cut}: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full disk")
+def test_a_full_disk_gets_a_sentence(models):
+    with open("/dev/full", "w") as full:
+        command = [FOLDER / "mobilellm-run", models["q4_0"], "-t", "1", "-p", "x", "-n", "4"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("mobilellm-run: the text cannot be written: No space")
