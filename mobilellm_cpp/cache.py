@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import platformdirs
 
@@ -107,8 +107,10 @@ def _convert(
 ) -> None:
     """The file in a type, or by a recipe without calibration, which takes seconds."""
     from .convert import convert_checkpoint
-    from .quant.weight_type import RECIPE_NAMES
+    from .quant.weight_type import RECIPE_NAMES, FileType
 
+    if type not in (names := get_args(FileType)):
+        raise CheckpointError(f"type must be one of {', '.join(names)}, not {type!r}.")
     if type in RECIPE_NAMES:
         from .quantization.checkpoint import convert_to  # reads the file with libllama
 

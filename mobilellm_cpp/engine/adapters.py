@@ -40,7 +40,7 @@ class Adapters:
         with those before. Raises ModelError."""
         scales: dict[str, float] = {}
         adapters = []
-        for path, scale in lora:
+        for path, scale in _pairs(lora):
             adapters.append(self.load(path))
             name = os.path.realpath(path)
             if name in scales:
@@ -63,3 +63,10 @@ class Adapters:
         for adapter in self._loaded.values():
             llama_cpp.llama_adapter_lora_free(adapter)
         self._loaded.clear()
+
+
+def _pairs(lora: Lora) -> Lora:
+    several = isinstance(lora, (list, tuple))
+    if not several or not all(isinstance(each, (list, tuple)) and len(each) == 2 for each in lora):
+        raise ModelError("lora is a list of files with their scales, such as [('a.gguf', 1.0)]")
+    return lora

@@ -91,6 +91,7 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         lora: Lora = (),
         **kwargs: Unpack[LlamaArguments],
     ) -> None:
+        """The class says what the arguments are."""
         self._prompts: Any = None
         self._stack = contextlib.ExitStack()  # what close() closes, should we stop early
         self._main: InheritedCalls | None = None
@@ -302,6 +303,8 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of UTF-8 text. Raises ModelError where the vocabulary cannot spell it."""
+        if not isinstance(text, bytes):
+            raise ModelError("tokenize takes bytes: give it text.encode()")
         with self._sequences.using():
             return tokenize(self._model.vocab, text, add_bos, special)
 

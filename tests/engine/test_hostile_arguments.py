@@ -7,7 +7,8 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from mobilellm_cpp import ModelError
+from mobilellm_cpp import CheckpointError, MobileLLM, ModelError
+from mobilellm_cpp.cache import DEMO
 from mobilellm_cpp.engine.arguments import check_constructor, check_sampling, check_stop
 
 NAN, INF = math.nan, math.inf
@@ -177,3 +178,14 @@ def test_stop():
     ]:
         with pytest.raises(ModelError, match=sentence):
             check_stop(bad)
+
+
+def test_what_people_hand_over_first():
+    with MobileLLM.from_checkpoint(DEMO, "q8_0", n_ctx=64, n_threads=1) as llm:
+        with pytest.raises(ModelError, match="tokenize takes bytes"):
+            llm.tokenize("hello")
+        for lora in ("a.gguf", ["a.gguf"], ("a.gguf", 1.0), {"a.gguf": 1.0}):
+            with pytest.raises(ModelError, match="lora is a list of files with their scales"):
+                llm.set_lora(lora)
+    with pytest.raises(CheckpointError, match="one of f32, .*, balanced, best, not 'q9'"):
+        MobileLLM.from_checkpoint(DEMO, "q9")
