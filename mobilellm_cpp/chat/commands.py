@@ -62,6 +62,9 @@ def _set(talk: Talk, text: str, say: Say) -> None:
     words = text.split(None, 1)
     if words[:1] == ["parameter"]:  # as people know it from Ollama
         words = words[1].split(None, 1) if len(words) > 1 else []
+    if words[:1] == ["system"]:  # likewise
+        _system(talk, unquoted(words[1]).strip("\"'") if len(words) > 1 else "", say)
+        return
     if len(words) > 1:
         settings.change(talk, words[0], words[1])
     for line in settings.shown(talk, words[0] if words else None):
@@ -136,9 +139,7 @@ def go_on(talk: Talk, path: Path, say: Say) -> None:
 def _read(talk: Talk, text: str, say: Say) -> Next:
     if not text:
         raise ChatError("name a file: /read FILE [QUESTION]")
-    name, _, question = text.partition(" ")
-    if not _path(name).exists() and _path(text).exists():  # a name with spaces
-        name, question = text, ""
+    name, question = _file_and_rest(text)
     content = talk.attach(_path(name))
     tokens = len(talk.llm.tokenize(content.encode("utf-8", "surrogatepass"), add_bos=False))
     if tokens >= talk.llm.n_ctx():
@@ -146,7 +147,7 @@ def _read(talk: Talk, text: str, say: Say) -> Next:
         raise ChatError(f"{name} has {tokens} tokens, but the context holds {talk.llm.n_ctx()}")
     if question.strip():
         return Ask(question.strip())
-    say(f"{name} ({tokens} tokens) goes along with the next question")
+    say(f"{_path(name)} ({tokens} token{'s' * (tokens != 1)}) goes along with the next question")
     return None
 
 
@@ -165,7 +166,7 @@ def _stats(talk: Talk, text: str, say: Say) -> None:
 
 def _model(talk: Talk, text: str, say: Say) -> None:
     if text:
-        talk.switch(text)
+        talk.switch(str(_path(text)))
     about = talk.llm.metadata
     say(f"{talk.name}: {about.get('general.architecture')}, {talk.llm.n_ctx()} tokens of context")
     if not talk.has_template:
@@ -203,6 +204,17 @@ def _help(talk: Talk, text: str, say: Say) -> None:
 
 def _leave(talk: Talk, text: str, say: Say) -> Next:
     return Leave()
+
+
+def _file_and_rest(text: str) -> tuple[str, str]:
+    """The name of a file, which may have spaces, and what stands behind it."""
+    if _path(text).exists():
+        return text, ""
+    if (quote := text[0]) in "\"'" and quote in text[1:]:
+        name, _, rest = text[1:].partition(quote)
+    else:
+        name, _, rest = text.partition(" ")
+    return name, rest
 
 
 def _path(text: str) -> Path:

@@ -9,6 +9,7 @@ whole.
 from typing import Any, ClassVar, TextIO
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline, newline
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markdown import CodeBlock, Heading, Markdown
@@ -18,6 +19,18 @@ from rich.text import Text
 # Rich does not show raw HTML and references, so these stay the text that they are.
 _PARSER = MarkdownIt(options_update={"html": False}).enable("strikethrough").enable("table")
 _PARSER.disable(["reference", "html_block", "html_inline", "entity", "image"])
+
+
+def _line_end(state: StateInline, silent: bool) -> bool:
+    """A line end without what Markdown does to the next line's indentation: models write code
+    without a fence."""
+    after = state.pos + 1
+    found = newline(state, silent)
+    state.pos = after if found else state.pos
+    return found
+
+
+_PARSER.inline.ruler.at("newline", _line_end)
 
 
 class _Code(CodeBlock):

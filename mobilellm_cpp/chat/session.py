@@ -1,15 +1,15 @@
 """The loop of a chat: what is typed or piped in becomes commands and questions."""
 
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engine.cancelling import Cancelled
 from ..errors import MobileLLMError
+from ..saying import can_draw, complain, note
 from .commands import Ask, Edit, Leave, Next, carry_out, unquoted
 from .storage import kept, recorded
 from .talk import Talk
@@ -19,23 +19,14 @@ from .view import PlainView, TerminalView, unseen_typing
 if TYPE_CHECKING:
     from .terminal import Prompt
 
-Complain = Callable[[BaseException], None]
-
-
-def note(text: str) -> None:
-    """Says something that is no answer."""
-    dim = sys.stderr.isatty()
-    print(f"\x1b[2m{text}\x1b[0m" if dim else text, file=sys.stderr, flush=True)
-
 
 class Session:
-    """Carries a talk on. complain shows an error."""
+    """Carries a talk on."""
 
-    def __init__(self, talk: Talk, complain: Complain, markdown: bool = True) -> None:
+    def __init__(self, talk: Talk, markdown: bool = True) -> None:
         self.talk = talk
-        self._complain = complain
         self._in_command = False
-        terminal = sys.stdout.isatty() and _can_draw()
+        terminal = sys.stdout.isatty() and can_draw()
         self._view = TerminalView(sys.stdout, markdown) if terminal else PlainView(sys.stdout)
 
     def question(self, text: str, again: bool = False) -> bool:
@@ -51,7 +42,7 @@ class Session:
         except BaseException as error:
             talk.failed()
             if isinstance(error, MobileLLMError):
-                self._complain(error)
+                complain(error)
                 return False
             raise
         thought, said = (thinking.thought, thinking.said) if thinking else ("", "")
@@ -85,7 +76,7 @@ class Session:
                 if isinstance(following, Ask) and following.text:
                     well = self.question(following.text, following.again) and well
             except MobileLLMError as error:
-                self._complain(error)
+                complain(error)
                 well = False
         return well
 
@@ -134,7 +125,7 @@ class Session:
             except Cancelled:
                 note("(stopped; the conversation is as it was, /regen asks again)")
             except MobileLLMError as error:
-                self._complain(error)
+                complain(error)
 
     def _broken_off(self, text: str) -> Next:
         """What a text asks for; nothing after Ctrl-C."""
@@ -158,10 +149,6 @@ class Session:
         if isinstance(self._view, PlainView) and not sys.stdout.isatty():
             sys.stdout.flush()
             time.sleep(0.05)
-
-
-def _can_draw() -> bool:
-    return os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 
 def latest(model: str | None) -> Path | None:

@@ -1,11 +1,11 @@
 """What `/set` shows and changes: arguments of sampling, the form of answers, and how they look."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..engine.sampling_types import SETTINGS
+from ..texts import written_or_read
 from .storage import ChatError
 from .talk import FORMS, Talk
 
@@ -50,7 +50,7 @@ def change(talk: Talk, name: str, text: str) -> None:
     elif name == "stop":
         talk.set(name, _stop(text))
     elif name in FORMS:
-        talk.set(name, _text(text))
+        talk.set(name, text if name == "regex" else written_or_read(text))
     else:
         try:
             value = SETTINGS[name].kind(text)
@@ -80,15 +80,3 @@ def _stop(text: str) -> Any:
     except ValueError:
         value = None
     return value if isinstance(value, (str, list)) else text.replace("\\n", "\n")
-
-
-def _text(text: str) -> str:
-    """The text of a form: that of a file, where there is one of this name."""
-    path = os.path.expanduser(text)
-    try:
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                return file.read()
-    except (OSError, ValueError) as error:
-        raise ChatError(f"{text[:200]} cannot be read: {error}") from None
-    return text

@@ -152,11 +152,10 @@ class Store:
         self.add({"keep": n - (1 if n % 2 else 2)}, later=later)
 
 
-def write(path: Path, entries: list[dict[str, Any]], mode: str = "a") -> None:
-    """Writes entries as lines of a file that only its owner reads. Raises OSError."""
+def write(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Adds entries as lines to a file that only its owner reads. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | (os.O_APPEND if mode == "a" else os.O_TRUNC)
-    with open(os.open(path, flags, 0o600), "r+b") as file:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b") as file:
         size = file.seek(0, os.SEEK_END)
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
         text = "".join(lines).encode("utf-8", "replace")

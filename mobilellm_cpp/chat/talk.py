@@ -3,6 +3,7 @@
 What fails or is stopped leaves all of it as it was.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -204,9 +205,13 @@ class Talk:
         entries: list[Any] = [{"model": recorded(self.model)}]
         if self.system:
             entries.append({"role": "system", "content": self.system})
+        part = path.with_name(f".{path.name}.{os.getpid()}")  # a full disk leaves the earlier one
         try:
-            write(path, [*entries, *self.turns], "w")
+            write(part, [*entries, *self.turns])
+            part.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
             raise ChatError(f"{path}: {error.strerror}") from None
 
     def resume(self, path: Path) -> Saved:

@@ -26,9 +26,9 @@ class PlainView:
         self._out = out
 
     def show(self, answering: Answering, thinking: Thinking | None, hide: bool) -> None:
-        """Iterates the answer. Raises what that raises; the line is ended then, too."""
+        """Iterates the answer. Raises what that raises; a line that was begun is ended then."""
         thought = False
-        ended = True
+        begun = False
         try:
             for piece in answering:
                 for thinks, text in thinking.feed(piece) if thinking else [(False, piece)]:
@@ -38,13 +38,15 @@ class PlainView:
                         self._out.write(BEGIN if thinks else END + "\n")
                         thought = thinks
                     self._out.write(text)
-                    ended = text.endswith("\n") if text else ended
+                    begun = begun or bool(text)
                 self._out.flush()
             for thinks, text in thinking.finish() if thinking else ():
                 if not (thinks and hide):
                     self._out.write(text)
+            begun = True
         finally:
-            self._out.write("\n")
+            if begun:
+                self._out.write("\n")
             self._out.flush()
 
 

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from ..configuration import configuration_file, defaults
 from ..errors import MobileLLMError
+from ..saying import complain
 from . import (
     bench,
     chat,
@@ -30,7 +31,6 @@ from . import (
     serve,
     verify,
 )
-from .common import complain
 
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 

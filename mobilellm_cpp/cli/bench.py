@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Cache, Model, Type, print_json
+from .common import Cache, Model, Type, print_json, print_table
 
 if TYPE_CHECKING:
     from ..inspection.benchmark import Report, Spread
@@ -35,7 +35,10 @@ def bench(
     cache_type: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure the speed, start and memory of a model, and the limit of memory bandwidth."""
+    """Measure the speed, start and memory of a model.
+
+    Also shows the speed that memory bandwidth would allow at most.
+    """
     from .common import resolve
 
     paths = [resolve(name, type) for name in (model, vs) if name is not None]
@@ -54,13 +57,11 @@ def bench(
 
 
 def _print(report: "Report") -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from ..inspection.benchmark import row_name
 
-    console = Console(highlight=False)
     letters = "AB" if len(report.models) == 2 else " "
     print(f"{report.cpu}, mobilellm-cpp {report.version}, {report.date}")
     print(f"medians of {report.repeat} measurements, ± the one farthest from it")
@@ -87,7 +88,7 @@ def _print(report: "Report") -> None:
         if len(report.models) == 2:
             cells.append(_text(row.ratio, 2))
         table.add_row(*map(escape, cells))
-    console.print(table)
+    print_table(table)
     for limit in report.limits:
         shares = ", ".join("unknown" if s is None else f"{s:.0%}" for s in limit.head_share)
         print(

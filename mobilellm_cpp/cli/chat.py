@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ModelError
+from ..saying import note
 from .common import (
     Adapters,
     Cache,
@@ -17,7 +18,6 @@ from .common import (
     OptionalModel,
     Threads,
     Type,
-    complain,
     parse_adapters,
 )
 from .sampling import takes_sampling
@@ -76,7 +76,7 @@ def chat(
     has a temperature of 0 unless another is given.
     """
     from ..chat.commands import go_on
-    from ..chat.session import Session, latest, note
+    from ..chat.session import Session, latest
     from ..chat.talk import Talk
     from ..engine.cancelling import Cancelled
     from .common import load, without_demo
@@ -116,7 +116,7 @@ def chat(
         talk.adapt(parse_adapters(lora))
     if system and not talk.has_template:
         note(f"{talk.name} is a base model: it knows no instructions, --system has no effect")
-    session = Session(talk, complain, markdown)
+    session = Session(talk, markdown)
     if path is not None:
         go_on(talk, path, note if typing else lambda text: None)
     if typing:
@@ -139,8 +139,6 @@ def chat(
 
 
 def _greet(talk: Any) -> None:
-    from ..chat.session import note
-
     note(f"{talk.name}, {talk.llm.n_ctx():,} tokens of context. /help shows the commands.")
     if not talk.has_template:
         note(

@@ -1,4 +1,4 @@
-"""What several subcommands share: the MODEL argument, the progress bar, JSON and complaints."""
+"""What several subcommands share: the MODEL argument, the progress bar and JSON."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..quant.weight_type import DEFAULT_COST, DEFAULT_TYPE, CacheType, FileType
+from ..saying import note
 
 
 def _kept_sources(incomplete: str) -> list[str]:
@@ -163,13 +164,29 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def complain(error: BaseException) -> None:
-    """Prints an error as one sentence on one line of stderr."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:  # without its number
-        text = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
-    sentence = " ".join(text.split()).rstrip(".") or type(error).__name__
-    print(f"mobilellm: {sentence}", file=sys.stderr)
+def print_table(table: Any) -> None:
+    """Prints a table of rich; whole where nobody's window cuts it."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    table.collapse_padding = console.width < 100
+    console.print(table)
+
+
+def size_text(n: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} GiB"
+
+
+def counted(n: int, what: str) -> str:
+    """So many of something."""
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 @contextmanager
@@ -208,16 +225,22 @@ def _bar(unit: str | None) -> Any:
 
 def tell_type(source: str) -> None:
     """Says in which type a checkpoint is taken where nobody chose one."""
-    print(
+    note(
         f"{printable(source)} is used as {DEFAULT_TYPE}, {DEFAULT_COST}; "
-        "--type chooses another type",
-        file=sys.stderr,
+        "--type chooses another type"
     )
 
 
 def without_demo(model: str | None) -> str | None:
     """A MODEL argument, None where it means the shipped demo model."""
     return None if model == "demo" and not Path(model).exists() else model
+
+
+def checkpoint_name(source: str) -> str:
+    """The folder or hub id of a checkpoint; demo is the one that comes with the package."""
+    from ..cache import DEMO
+
+    return source if without_demo(source) else str(DEMO)
 
 
 def resolve(model: str | None, type: FileType | None) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ModelError
-from .common import Threads, Type, print_json, printable, progress_bar
+from .common import Threads, Type, print_json, print_table, printable, progress_bar
 from .perplexity import Chunks, ChunkTokens
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ def compare(
         typer.Option("--plot", help="Draw quality against size into this PNG, SVG or PDF file."),
     ] = None,
 ) -> None:
-    """Compare models on one text: size, perplexity, distance from the first, and speed."""
+    """Compare models by size, quality and speed.
+
+    Quality is measured on one text: perplexity, and how far predictions are from the first model's.
+    """
     from ..inspection import comparison
     from ..inspection.perplexity import read_text
     from ..quant.calibration_text import builtin_text
@@ -93,7 +96,6 @@ def _compare_tasks(
     as_json: bool,
 ) -> None:
     """The table of models and tasks."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..evaluation.tasks import run_tasks
@@ -113,21 +115,20 @@ def _compare_tasks(
         own = [values[model, name] for name in names]
         cells = [f"{value:.1%}" for value in [*own, sum(own) / max(1, len(own))]]
         table.add_row(printable(model), *cells)
-    Console(highlight=False).print(table)
+    print_table(table)
 
 
 def print_comparison(found: "Comparison") -> None:
     """The table of a comparison."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold")
     for title in ("MB", "bits a weight", "perplexity", "KL, nats", "KL 99 %", "top-1"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
     timed = any(file.decode for file in found.files)
     for title in ("decode/s", "prefill/s") if timed else ():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", min_width=len(title))
     for i, file in enumerate(found.files):
         row = [printable(Path(file.path).name), f"{file.size / 1e6:.1f}"]
         row += [f"{file.bits_per_weight:.2f}", f"{file.perplexity:.3f}"]
@@ -137,6 +138,6 @@ def print_comparison(found: "Comparison") -> None:
         if timed:
             row += [f"{file.decode or 0:.0f}", f"{file.prefill or 0:.0f}"]
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    print_table(table)
     print(f"{found.tokens} tokens in {found.chunks} chunks of {found.n_ctx}", end="")
     print(f", {found.threads} threads" if timed else "")

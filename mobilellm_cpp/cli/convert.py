@@ -14,6 +14,7 @@ from .common import (
     Revision,
     Schedule,
     Settings,
+    checkpoint_name,
     parse_settings,
     progress_bar,
     tell_type,
@@ -68,7 +69,7 @@ def convert(
         ),
     ] = False,
 ) -> None:
-    """Convert a MobileLLM checkpoint, or a LoRA adapter for one, to a GGUF file."""
+    """Convert a MobileLLM checkpoint or a LoRA adapter to GGUF."""
     from ..convert import Adapter, open_source
     from ..convert.adapter_conversion import open_base
     from ..quantization.checkpoint import convert_to
@@ -76,7 +77,7 @@ def convert(
     if verify:
         from ..inspection.verification import verify as compare  # says now if torch is missing
     fields = parse_settings(settings)
-    checkpoint = open_source(source, revision, fields)
+    checkpoint = open_source(checkpoint_name(source), revision, fields)
     adapter = None
     if isinstance(checkpoint, Adapter):
         adapter = checkpoint

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from .common import complain, print_json, printable
+from ..saying import complain
+from .common import counted, print_json, printable, size_text
 
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what runs here: processor, kernels, library, threads, cache and memory.
+    """Show what runs here: processor, kernels, threads, memory.
 
     Exit code 1 where something is wrong; the reason is on stderr.
     """
@@ -23,7 +24,7 @@ def doctor(
         print_json(dataclasses.asdict(found))
     else:
         measured = ", ".join(f"{n} up to {size}" for size, n in found.threads_measured.items())
-        cache = f"{found.cache_files} models, {_gib(found.cache_size)}"
+        cache = f"{counted(found.cache_files, 'model')}, {size_text(found.cache_size)}"
         rows = {
             "version": f"mobilellm-cpp {found.version}, Python {found.python}",
             "system": found.system,
@@ -34,9 +35,9 @@ def doctor(
             "neighbours": found.neighbour or "no llama_cpp",
             "threads": f"{found.threads}: {found.threads_reason}",
             "": f"measured to decode fastest: {measured}" if measured else "none measured yet",
-            "memory": f"{_gib(found.memory_free)} free of {_gib(found.memory)}",
+            "memory": f"{size_text(found.memory_free)} free of {size_text(found.memory)}",
             "cache": f"{found.cache}, {found.cache_trouble or cache}",
-            "disk": f"{_gib(found.disk_free)} free there",
+            "disk": f"{size_text(found.disk_free)} free there",
             "conversations": found.conversations,
         }
         width = max(map(len, rows))
@@ -46,7 +47,3 @@ def doctor(
         complain(ModelError(trouble))
     if found.troubles:
         raise typer.Exit(1)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size else "0"

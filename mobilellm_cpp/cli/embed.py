@@ -1,5 +1,6 @@
 """mobilellm embed: vectors of texts, as numbers or as a table of how alike the texts are."""
 
+import contextlib
 import io
 import os
 import sys
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ModelError
+from ..texts import read_text
 from .common import Context, Model, Threads, Type, print_json, printable
-from .sampling import read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,9 +58,10 @@ def embed(
     ctx: Context = 0,
     threads: Threads = 0,
 ) -> None:
-    """Make vectors of texts: a .npy file, JSON, or a table of how similar the texts are.
+    """Turn texts into vectors, or show how similar texts are.
 
-    The table has the cosine of each pair of vectors.
+    Vectors go to a .npy file or are printed as JSON. Without either, a table has the cosine of each
+    pair of them.
     """
     if out is not None and as_json:
         raise typer.BadParameter("choose one of --out and --json")
@@ -126,8 +128,11 @@ def _save(vectors: "Vectors", out: str) -> None:
         with open(temporary, "wb") as file:
             np.save(file, vectors)
         os.replace(temporary, path)
+    except OSError as error:
+        raise ModelError(f"{out}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     print(f"{out}: {len(vectors)} vectors of {vectors.shape[1]} numbers", file=sys.stderr)
 
 

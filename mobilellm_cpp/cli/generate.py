@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..texts import read_text
 from .common import (
     Adapters,
     Cache,
@@ -20,7 +21,7 @@ from .common import (
     parse_adapters,
     print_json,
 )
-from .sampling import read_text, takes_sampling
+from .sampling import takes_sampling
 
 if TYPE_CHECKING:
     from ..engine.answers import Answer

@@ -9,13 +9,22 @@ import typer
 
 from ..errors import ModelError
 from ..quant.weight_type import DEFAULT_TYPE
-from .common import Revision, Type, print_json, printable, progress_bar
+from .common import (
+    Revision,
+    Type,
+    checkpoint_name,
+    counted,
+    print_json,
+    printable,
+    progress_bar,
+    size_text,
+)
 
 if TYPE_CHECKING:
     from ..kept import Kept
 
 models = typer.Typer(
-    help="List, show and remove the converted checkpoints that the cache holds.",
+    help="List, show and remove converted checkpoints.",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -30,14 +39,16 @@ def pull(
     type: Type = None,
     revision: Revision = None,
 ) -> None:
-    """Fetch and convert a checkpoint, so that it is ready when a command names it.
+    """Fetch and convert a checkpoint ahead of its use.
 
     Prints the path of the GGUF file.
     """
     from ..cache import cache_folder, converted
 
     with progress_bar() as progress:
-        path = converted(model, type or DEFAULT_TYPE, revision=revision, progress=progress)
+        path = converted(
+            checkpoint_name(model), type or DEFAULT_TYPE, revision=revision, progress=progress
+        )
     if path.parent != cache_folder():  # a temporary folder, and a warning has said why
         raise ModelError(f"{model} was not kept")
     print(path)
@@ -45,7 +56,7 @@ def pull(
 
 @models.callback()
 def list_models(context: typer.Context, as_json: Json = False) -> None:
-    """List, show and remove the converted checkpoints that the cache holds."""
+    """List, show and remove converted checkpoints, which the cache holds."""
     if context.invoked_subcommand is not None:
         return
     from ..cache import cache_folder
@@ -58,7 +69,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
     rows = [
         (
             each.path.stem,
-            _size(each.size),
+            size_text(each.size),
             _age(each.used),
             (each.source or "?") + ("" if each.current else "  (of another version)"),
         )
@@ -71,9 +82,10 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
             f"{printable(source)}"
         )
     old = [each for each in files if not each.current]
-    total = f"{len(files)} files, {_size(sum(each.size for each in files))} in {cache_folder()}"
+    size = size_text(sum(each.size for each in files))
+    total = f"{counted(len(files), 'file')}, {size} in {cache_folder()}"
     if old:
-        total += f"; `mobilellm models prune` frees {_size(sum(each.size for each in old))}"
+        total += f"; `mobilellm models prune` frees {size_text(sum(each.size for each in old))}"
     print(total, file=sys.stderr)
 
 
@@ -128,8 +140,8 @@ def prune(
 def _removed(files: "list[Kept]") -> None:
     for each in files:
         print(each.path.name)
-    freed = _size(sum(each.size for each in files))
-    print(f"{len(files)} files removed, {freed} freed", file=sys.stderr)
+    freed = size_text(sum(each.size for each in files))
+    print(f"{counted(len(files), 'file')} removed, {freed} freed", file=sys.stderr)
 
 
 def _as_dict(each: "Kept") -> dict[str, Any]:
@@ -140,14 +152,6 @@ def _described(each: "Kept") -> dict[str, Any]:
     from ..inspection.description import describe
 
     return dataclasses.asdict(describe(each.path))
-
-
-def _size(n: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if n < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.1f} GiB"
 
 
 def _age(moment: float) -> str:

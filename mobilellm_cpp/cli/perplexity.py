@@ -31,7 +31,10 @@ def perplexity(
     type: Type = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure how well a model predicts a text, as llama.cpp's llama-perplexity does."""
+    """Measure how well a model predicts a text.
+
+    The figure is that of llama.cpp's llama-perplexity.
+    """
     from ..inspection import perplexity as measure
     from .common import resolve
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Revision, print_json, printable, progress_bar
+from .common import Revision, checkpoint_name, print_json, printable, progress_bar
 
 if TYPE_CHECKING:
     from ..quantization.run import Plan
@@ -97,7 +97,10 @@ def quantize(
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Quantize a model: choose the types by the quality they cost, and calibrate rounding."""
+    """Make a model smaller at the least cost in quality.
+
+    Types are chosen by the quality that they cost, and rounding is calibrated on a text.
+    """
     from ..convert.gguf_file import check_output
     from ..inspection.perplexity import read_text
     from ..quant.calibration_text import builtin_text
@@ -216,9 +219,10 @@ def _file(source: str, revision: str | None) -> Iterator[Path]:
     from ..convert import convert_checkpoint, open_checkpoint
     from ..quantization.checkpoint import float_type
 
-    checkpoint = open_checkpoint(source, revision)
+    checkpoint = open_checkpoint(checkpoint_name(source), revision)
     type = float_type(checkpoint)
-    with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{checkpoint.name}-{type}.gguf"
-        convert_checkpoint(checkpoint, path, type=type, progress=progress)  # type: ignore[arg-type]
+        with progress_bar() as progress:
+            convert_checkpoint(checkpoint, path, type=type, progress=progress)  # type: ignore[arg-type]
         yield path

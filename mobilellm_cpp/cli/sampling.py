@@ -3,14 +3,14 @@ stream."""
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..engine.sampling_types import SETTINGS
-from ..errors import ModelError
+from ..texts import written_or_read
 
+NAMES = {"temperature": ("--temperature", "--temp")}  # the second one is llama.cpp's
 FORMS = {
     "json_schema": "A JSON schema for the answer: a file, or the schema itself.",
     "regex": "A regular expression for the whole answer, in the syntax of Rust's regex crate.",
@@ -46,6 +46,7 @@ def _options() -> dict[str, inspect.Parameter]:
                 kind if default is not None else kind | None,
                 default,
                 typer.Option(
+                    *NAMES.get(name, ()),
                     min=kind(setting.least),
                     max=kind(setting.most),
                     metavar="NUMBER",
@@ -83,27 +84,10 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
         raise typer.BadParameter(f"an answer can have only one form: give one of {names}")
     for name in ("json_schema", "grammar", "lark"):
         if name in sampling:
-            sampling[name] = _text(sampling[name])
+            sampling[name] = written_or_read(sampling[name])
     if "logit_bias" in sampling:
         sampling["logit_bias"] = dict(map(_bias, sampling["logit_bias"]))
     return sampling
-
-
-def _text(given: str) -> str:
-    """What a file holds, or the text itself where it cannot be a file's name."""
-    if given.lstrip()[:1] in ("{", "") or any(sign in given for sign in "\n:="):
-        return given
-    if given.strip() in ("true", "false"):  # are JSON schemas
-        return given
-    return read_text(given)
-
-
-def read_text(name: str) -> str:
-    """A file of UTF-8 text. Raises ModelError."""
-    try:
-        return Path(name).expanduser().read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise ModelError(f"{name}: {error.strerror}") from error
 
 
 def _bias(text: str) -> tuple[int, float]:

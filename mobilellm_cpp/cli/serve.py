@@ -48,7 +48,10 @@ def serve(
     threads: Threads = 0,
     mlock: Mlock = False,
 ) -> None:
-    """Serve a model over HTTP: the APIs of OpenAI and of Ollama, and a page to chat on."""
+    """Serve a model over HTTP, with a page to chat on.
+
+    The APIs are those of OpenAI and of Ollama.
+    """
     try:
         from ..server.app import create_app
         from ..server.listening import bind, is_public, listen

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import CheckpointError, ModelError
+from ..saying import complain
 from .common import (
     Base,
     ChatTemplate,
@@ -16,7 +17,7 @@ from .common import (
     Settings,
     Threads,
     Type,
-    complain,
+    checkpoint_name,
     parse_settings,
     print_json,
     printable,
@@ -88,7 +89,7 @@ def verify(
         with open(text, encoding="utf-8", errors="replace") as file:
             sample = file.read(1 << 16)  # more than is used
     path, fields = resolve(model, type), parse_settings(settings)
-    opened, adapter = open_source(checkpoint, revision, fields), None
+    opened, adapter = open_source(checkpoint_name(checkpoint), revision, fields), None
     if isinstance(opened, Adapter):
         adapter, opened = opened, open_base(opened, base, fields)
     elif base:

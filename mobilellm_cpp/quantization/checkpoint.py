@@ -48,7 +48,10 @@ def convert_to(
         whole = Path(folder) / path.name
         merged = options.get("adapter") is not None  # sums that are rounded only once
         options["type"] = "f32" if merged else float_type(checkpoint)
-        report = convert_checkpoint(checkpoint, whole, progress=progress, **options)
+        try:
+            report = convert_checkpoint(checkpoint, whole, progress=progress, **options)
+        except OutputError as error:
+            raise OutputError(str(error).replace(str(whole), str(path))) from None
         source = Source(whole)
         plan = best_plan(source, type, UNCALIBRATED[type], None)
         imatrix = column_importance(source, builtin_text())

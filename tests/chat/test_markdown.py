@@ -132,6 +132,12 @@ def test_no_word_is_lost(text):
             assert i % 7 == 0 or f"line{i}={i}" in shown
 
 
+def test_code_without_a_fence_keeps_its_indentation():
+    code = "def sign(x):\n    if x < 0:\n        return -1\n    return 1"
+    for cuts in ([], range(1, len(code), 3)):
+        assert drawn(code, cuts).lines() == code.split("\n")
+
+
 def test_a_line_that_goes_on_is_all_that_is_drawn_anew():
     screen = drawn("one paragraph\n\nand another that ", [5, 16, 20, 25])
     assert sum(frame.count("one paragraph") for frame in screen.frames) <= 2

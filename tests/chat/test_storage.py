@@ -1,10 +1,15 @@
 """Conversations on disk, and what a model thinks told from what it says."""
 
+import errno
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 
+from mobilellm_cpp.chat import talk
 from mobilellm_cpp.chat.storage import ChatError, Store, kept, read
+from mobilellm_cpp.chat.talk import Talk
 from mobilellm_cpp.chat.thinking import Thinking
 
 
@@ -65,6 +70,24 @@ def test_where_nothing_can_be_written_the_reason_is_told(home):
     store = Store.new()
     say(store, "hello", "hi")
     assert "chats" in store.trouble and not list(kept())
+
+
+def test_a_disk_that_is_full_leaves_what_was_saved_before(home, monkeypatch):
+    path = home / "saved.jsonl"
+    saved = Talk.__new__(Talk)
+    saved.model, saved.system = None, ""
+    saved.conversation = SimpleNamespace(turns=[{"role": "user", "content": "hello"}])
+    saved.save(path)
+    before = path.read_text()
+
+    def full(path, entries):
+        path.write_text("{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(talk, "write", full)
+    with pytest.raises(ChatError, match="saved.jsonl: No space"):
+        saved.save(path)
+    assert list(home.iterdir()) == [path] and path.read_text() == before
 
 
 @pytest.mark.parametrize(

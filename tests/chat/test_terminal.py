@@ -104,7 +104,8 @@ def test_history_search_and_completion(person):
     leave(chat)
 
 
-def test_no_command_goes_to_the_model(person):
+def test_no_command_goes_to_the_model(person, tmp_path):
+    (tmp_path / "my notes.txt").write_text("Marta")
     chat = person.chat("-t", "1")
     chat.wait("^>")
     for line, said in (
@@ -115,8 +116,13 @@ def test_no_command_goes_to_the_model(person):
         ("/set top_p 7", "top_p is 7.0, outside 0 to 1"),
         ("/set schema {", "json_schema is not JSON"),
         ("/set nonsense 1", "no setting nonsense"),
+        ("/set top_k", "tokens; 0:\n {29}all"),  # a table keeps its columns
+        ("/set grammar none.gbnf", "none.gbnf: No such file"),
+        ("/set system be kind", "instructions: be kind"),  # as in Ollama
         ("/read nofile", "No such file"),
+        ('/read "~/my notes.txt"', r"notes.txt\s\(1\s+token\)\s+goes"),
         ("/model none.gguf", "none.gguf: no such file"),
+        ("/model ~/none.gguf", r"^mobilellm:\s/\S+none.gguf"),
         ("/lora none.gguf", "none.gguf"),
         ("/help set", "show or change settings"),
         ("/bye now?", "\\Z"),
@@ -211,7 +217,7 @@ def test_ctrl_c_while_a_text_is_read(person, models, tmp_path):
     chat.wait("tokens/s, Ctrl-C stops")
     chat.type("\x03")
     chat.wait("as it was")
-    chat.type(f"/read {tmp_path}/long.txt what is this?\r")
+    chat.type("/read ~/long.txt what is this?\r")
     chat.wait(r"reading ━*─+ \d+ of \d+ tokens")
     chat.type("\x03")
     chat.wait("as it was", after="what is this", seconds=20)

@@ -38,10 +38,12 @@ def place(tmp_path_factory):
         yield folder
 
 
-def run(place, *arguments, stdin=None):
-    env = {**os.environ, "MOBILELLM_CACHE": str(place / "cache"), "COLUMNS": "100"}
+def run(place, *arguments, stdin=None, columns=100, file_blocks="unlimited"):
+    """file_blocks: no file may have more of 1024 bytes, as if the disk were full."""
+    env = {**os.environ, "MOBILELLM_CACHE": str(place / "cache"), "COLUMNS": str(columns)}
+    limited = ["bash", "-c", f'ulimit -f {file_blocks}; exec "$@"', "", MOBILELLM]
     return subprocess.run(
-        [MOBILELLM, *map(str, arguments)],
+        [*limited, *map(str, arguments)],
         input=stdin if stdin is not None else "",
         capture_output=True,
         text=True,
@@ -92,6 +94,26 @@ def test_the_types_of_the_help_are_those_of_the_converter():
 def test_version(place):
     done = run(place, "--version")
     assert done.returncode == 0 and done.stdout.startswith("mobilellm-cpp ")
+
+
+def test_the_list_of_commands_is_whole_in_80_columns(place):
+    assert "..." not in run(place, "-h", columns=80).stdout.partition("Commands:")[2]
+
+
+def test_demo_is_a_checkpoint(place):
+    done = run(place, "convert", "demo", "-o", "d.gguf", "--type", "q8_0")
+    assert done.returncode == 0 and done.stdout.startswith("d.gguf: "), done.stderr
+    done = run(place, "quantize", "demo", "s.gguf", "--type", "q4_0", "--no-calibration")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()  # a table in a pipe is cut by nobody's window
+    assert "perplexity" in lines[1] and lines[2].split()[0].endswith("16.gguf")
+
+
+@pytest.mark.parametrize("type", ["q8_0", "balanced"])
+def test_a_full_disk_names_the_file_that_was_asked_for(place, type):
+    done = run(place, "convert", "tiny", "-o", "full.gguf", "--type", type, file_blocks=10)
+    assert_sentence(done, "mobilellm: full.gguf cannot be written: ")
+    assert not [path for path in place.iterdir() if "full" in path.name]
 
 
 def test_convert(place):
@@ -289,6 +311,7 @@ def test_chat_says_when_a_message_does_not_fit_and_goes_on(place):
     options = ("--lines", "--ctx", "96", "-n", "4")
     done = chat(place, "chatty", *options, stdin="word " * 300 + "\nhi\n")
     assert done.returncode == 1 and "the context holds 96" in done.stderr and done.stdout.strip()
+    assert_sentence(chat(place, "chatty", "word " * 300, *options[1:]), "the context holds 96")
 
 
 def test_a_base_model_completes(place):

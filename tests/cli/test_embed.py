@@ -82,7 +82,7 @@ def test_wrong_input(model, llm, tmp_path):
     assert "none.txt: No such file" in sentence("none.txt")
     assert "line 2 has" in sentence("--ctx", 30, stdin="a\n" + "word " * 90)
     assert "--truncate" in sentence("--ctx", 30, stdin="a\n" + "word " * 90)
-    assert "No such file" in sentence("-o", tmp_path / "none" / "v.npy")
+    assert f"{tmp_path}/none/v.npy: No such file" in sentence("-o", tmp_path / "none" / "v.npy")
     assert "choose one" in embed(model, "-o", "x", "--json", code=2)
     cut = np.load(
         io.BytesIO(embed(model, "--ctx", 30, "--truncate", "-o", "-", stdin="word " * 90))
