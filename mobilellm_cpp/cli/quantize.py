@@ -31,6 +31,14 @@ def quantize(
             "type that llama-quantize has: q4_0, q4_k_m, ..."
         ),
     ] = "balanced",
+    head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Another type for the output head (the embedding, where they are one), with a "
+            "--type of llama-quantize: q5_0, q4_0, ...",
+        ),
+    ] = None,
     target_size: Annotated[
         str | None,
         typer.Option(
@@ -103,6 +111,7 @@ def quantize(
     """
     from ..convert.gguf_file import check_output
     from ..inspection.perplexity import read_text
+    from ..quant.budget import RECIPES
     from ..quant.calibration_text import builtin_text
     from ..quant.mixes import MIXES
     from ..quantization import run
@@ -115,6 +124,8 @@ def quantize(
     if imatrix is not None and calibration is not None:
         raise typer.BadParameter("give --imatrix or --calibration, not both")
     type = type.lower()
+    if head is not None and (type in RECIPES or target_size is not None or target_bpw is not None):
+        raise typer.BadParameter("--head goes with a type: recipes choose the head's, too")
     size = None if target_size is None else _bytes(target_size)
     calibrated = calibrate and imatrix is None
     text = builtin_text() if calibration is None else read_text(calibration)
@@ -122,7 +133,14 @@ def quantize(
         opened = Source(path)
         check_output(out.expanduser(), [path])  # before what takes minutes
         plan = _plan(
-            opened, type, size, target_bpw, text if calibrated else None, fallback, bool(imatrix)
+            opened,
+            type,
+            head and head.lower(),
+            size,
+            target_bpw,
+            text if calibrated else None,
+            fallback,
+            bool(imatrix),
         )
         _tell(plan)
         if save_imatrix is not None:
@@ -157,6 +175,7 @@ def quantize(
 def _plan(
     source: "Source",
     type: str,
+    head: str | None,
     size: int | None,
     bits: float | None,
     text: str | None,
@@ -170,7 +189,7 @@ def _plan(
     if size is not None:
         bits = run.bits_for_size(source, size)
     if bits is None and type not in RECIPES:
-        return run.make_plan(source, type, fallback=fallback, imatrix=imatrix)
+        return run.make_plan(source, type, head=head, fallback=fallback, imatrix=imatrix)
     name, bits = (type, recipes[type]) if bits is None else (f"{bits:.2f} bits", bits)
     with progress_bar("sequences") as progress:
         return run.best_plan(source, name, bits, text, progress)

@@ -24,7 +24,16 @@ from ..convert.gguf_file import GGUFFile, check_output, u32
 from ..convert.keys import IMATRIX_ENTRIES
 from ..errors import ModelError
 from ..quant.budget import RECIPES, best_mix
-from ..quant.mixes import FILE_TYPES, MIXES, Choice, is_matrix, mix_types
+from ..quant.mixes import (
+    EMBEDDING,
+    FILE_TYPES,
+    HEAD,
+    MIXES,
+    Choice,
+    fitting,
+    is_matrix,
+    mix_types,
+)
 from ..quant.rounding import Array, Rounder
 from ..quant.types import F32, TensorType
 from . import sensitivity
@@ -65,14 +74,28 @@ class Quantized:
     divergence: tuple[float, float] | None = None
 
 
-def make_plan(source: Source, type: str, *, fallback: bool = True, imatrix: bool = False) -> Plan:
-    """The plan for a type of llama-quantize. Raises ModelError for an unknown type, and without
+def make_plan(
+    source: Source,
+    type: str,
+    *,
+    head: str | None = None,
+    fallback: bool = True,
+    imatrix: bool = False,
+) -> Plan:
+    """The plan for a type of llama-quantize; `head`: a type for the output head (the embedding,
+    where they are one) in place of its own. Raises ModelError for an unknown type, and without
     `fallback` where a tensor cannot have the type that it is to have."""
     if type not in MIXES:
         raise ModelError(f"{type} is not a type; choose one of {', '.join((*MIXES, *RECIPES))}")
+    heads = {kind.name.lower(): kind for kind in FILE_TYPES}
+    if head is not None and head not in heads:
+        raise ModelError(f"{head} is not a type for the head; choose one of {', '.join(heads)}")
     shapes = {name: info.shape for name, info in source.tensors.items()}
     grouping = _grouping(source)
     choices = mix_types(type, shapes, source.blocks, grouping, imatrix)
+    if head is not None:
+        name = EMBEDDING if source.tied else HEAD
+        choices[name] = fitting(heads[head], shapes[name][-1])
     return plan_of(source, type, choices, MIXES[type][1], fallback)
 
 

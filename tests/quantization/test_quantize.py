@@ -91,6 +91,18 @@ def test_types_of_llama_quantize(deep: Path, stock_lib: Path, tmp_path: Path, ki
     )
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_type_of_the_head(stock_lib: Path, tmp_path: Path, tied: bool) -> None:
+    plain, ours, theirs = (tmp_path / f"{name}.gguf" for name in ("plain", "ours", "theirs"))
+    make_checkpoint(tmp_path / "m", tied=tied)
+    convert_checkpoint(tmp_path / "m", plain, type="f16")
+    quantize(plain, ours, "--type", "q8_0", "--head", "Q4_0", "--no-calibration", "--no-report")
+    option = "--token-embedding-type" if tied else "--output-tensor-type"
+    command = [stock_lib / "llama-quantize", option, "q4_0", plain, theirs, "Q8_0", "1"]
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+    assert tensors(ours) == tensors(theirs)
+
+
 def test_imatrix(demo: Path, text: Path, stock_lib: Path, tmp_path: Path) -> None:
     """Ours is llama-imatrix's on the same text, and both use the other's in the same way."""
     portable = tmp_path / "portable.gguf"  # a block for each layer: stock has no schedule
@@ -195,6 +207,7 @@ def test_best_mix() -> None:
     ("arguments", "sentence"),
     [
         (["--type", "q9_9"], "q9_9 is not a type"),
+        (["--type", "q4_0", "--head", "small"], "small is not a type for the head"),
         (["--target-size", "1kB"], "its metadata alone takes"),
         (["--target-bpw", "1.5"], "no mix of types has 1.50 bits"),
         (
