@@ -54,8 +54,7 @@ def column_importance(source: Source, text: str) -> dict[str, Floats]:
         if matrix in source.tensors and len(rows) == source.tensors[matrix].shape[-1]:
             sums[matrix] = sums.get(matrix, np.float32(0)) + rows
 
-    @llama_cpp.ggml_backend_sched_eval_callback  # type: ignore[untyped-decorator]
-    def watch(tensor: int, ask: bool, _: object) -> bool:
+    def see(tensor: int, ask: bool) -> bool:
         name, _, layer = _name(tensor).decode("utf-8", "replace").partition("-")
         wanted = name == LAST or (name in NODES and layer.isdigit())
         if ask or not wanted:
@@ -71,6 +70,16 @@ def column_importance(source: Source, text: str) -> dict[str, Floats]:
             add(part, squares)
         return True
 
+    raised: list[BaseException] = []
+
+    @llama_cpp.ggml_backend_sched_eval_callback  # type: ignore[untyped-decorator]
+    def watch(tensor: int, ask: bool, _: object) -> bool:
+        try:
+            return not raised and see(tensor, ask)
+        except BaseException as error:  # Ctrl-C, which ctypes would print and forget
+            raised.append(error)
+            return False
+
     with open_gguf(source.path) as file:
         schedule = block_schedule(file)
     try:
@@ -79,6 +88,8 @@ def column_importance(source: Source, text: str) -> dict[str, Floats]:
             _run(llm, text, watch)
     except ModelError:  # a file that can be rounded, and not run
         return {}
+    if raised:
+        raise raised[0]
     if source.tied and EMBEDDING in sums:  # as an embedding, all columns of a row count alike
         sums[EMBEDDING] += sums[EMBEDDING].mean()
     means = {name: found.mean() for name, found in sums.items()}

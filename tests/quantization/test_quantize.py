@@ -254,6 +254,17 @@ def test_strength_of_columns(demo: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         np.testing.assert_allclose(found[name], wanted, rtol=0.05, atol=0.01 * wanted.mean())
 
 
+def test_ctrl_c_while_inputs_are_measured(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes up in a callback of llama.cpp, and is not lost there."""
+
+    def interrupted(values: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importance.np, "square", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        importance.column_importance(Source(demo), builtin_text())
+
+
 def test_recipes_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """convert --type and from_checkpoint take recipes; an adapter file has none."""
     out = tmp_path / "out.gguf"
