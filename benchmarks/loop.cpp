@@ -6,6 +6,9 @@
 //                                                     start until one token is decoded
 //     loop MODEL THREADS batch N STEPS                prints the tokens/s of N sequences of 16 tokens that go on in one
 //                                                     batch a step, greedily
+//     loop MODEL THREADS embed N LENGTH UNIFIED       prints the texts/s of N texts of so many tokens in one batch,
+//     their
+//                                                     states pooled by the mean, in one cache or in one each
 //     loop MODEL THREADS time FLASH KV N [DEPTH=N]…   prints tokens/s: prefill of N (0: left out), then for each
 //                                                     depth, in rising order, N decoded tokens
 //
@@ -47,7 +50,8 @@ struct session {
     double                 load_seconds;
     int                    n_past = 0;
 
-    session(const char * path, int n_threads, bool flash, ggml_type kv, int n_seq = 1) {
+    session(const char * path, int n_threads, bool flash, ggml_type kv, int n_seq = 1, bool unified = true,
+            enum llama_pooling_type pooling = LLAMA_POOLING_TYPE_NONE) {
         llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
         llama_backend_init();
         began = clock_type::now();
@@ -64,7 +68,9 @@ struct session {
         params.type_k               = kv;
         params.type_v               = kv;
         params.n_seq_max            = n_seq;
-        params.kv_unified           = true;
+        params.kv_unified           = unified;
+        params.embeddings           = pooling != LLAMA_POOLING_TYPE_NONE;
+        params.pooling_type         = pooling;
         context                     = llama_init_from_model(model, params);
         if (!context) {
             fail("no context");
@@ -130,6 +136,30 @@ struct session {
         return n * n_steps / seconds;
     }
 
+    // Texts/s of n texts of `length` tokens, by the median of five runs.
+    double embedded(int n, int length) {
+        llama_batch batch = llama_batch_init(n * length, 0, 1);
+        batch.n_tokens    = n * length;
+        for (int i = 0; i < batch.n_tokens; i++) {
+            batch.token[i]     = 5 + i;
+            batch.pos[i]       = i % length;
+            batch.n_seq_id[i]  = 1;
+            batch.seq_id[i][0] = i / length;
+            batch.logits[i]    = true;
+        }
+        std::vector<double> seconds;
+        for (int i = 0; i < 6; i++) {
+            clear();
+            const auto start = clock_type::now();
+            if (llama_decode(context, batch) != 0 || !llama_get_embeddings_seq(context, n - 1)) {
+                fail("llama_decode");
+            }
+            seconds.push_back(seconds_since(start));
+        }
+        llama_batch_free(batch);
+        return n / median({ seconds.begin() + 1, seconds.end() });
+    }
+
     void clear() {
         llama_memory_clear(memory, true);
         n_past = 0;
@@ -164,6 +194,13 @@ int main(int argc, char ** argv) {
         const int n = std::atoi(argv[4]);
         session   s(argv[1], std::atoi(argv[2]), true, GGML_TYPE_F16, n);
         std::printf("%.6g\n", s.batched(n, std::atoi(argv[5])));
+        return 0;
+    }
+    if (mode == "embed" && argc > 6) {
+        const int n = std::atoi(argv[4]);
+        session   s(argv[1], std::atoi(argv[2]), true, GGML_TYPE_F16, n, std::atoi(argv[6]) != 0,
+                    LLAMA_POOLING_TYPE_MEAN);
+        std::printf("%.6g\n", s.embedded(n, std::atoi(argv[5])));
         return 0;
     }
     if (mode != "time" || argc < 7) {
