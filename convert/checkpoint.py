@@ -14,6 +14,7 @@ from .chat_template import FURTHER
 from .config import Config
 from .safetensors_file import read_safetensors
 from .tensor import Tensor, plain_name, shown
+from .tokenizer_file import TOKENIZER_FILES
 from .torch_file import read_torch
 from .weight_files import (
     ENDINGS,
@@ -23,16 +24,6 @@ from .weight_files import (
     check_whole,
     files_with,
     weight_files,
-)
-
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
 )
 
 

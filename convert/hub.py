@@ -10,8 +10,8 @@ from mobilellm_cpp.errors import CheckpointError
 
 from .adapter import ADAPTER_WEIGHTS, CONFIG, Adapter
 from .chat_template import FURTHER
-from .checkpoint import TOKENIZER_FILES
 from .config import read_json
+from .tokenizer_file import TOKENIZER_FILES
 from .weight_files import INDEXES, WEIGHTS, weight_files
 
 if TYPE_CHECKING:

@@ -9,6 +9,17 @@ from mobilellm_cpp.errors import CheckpointError
 
 from .config import read_json
 
+# what is read of a folder for its tokenizer and its chats
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
 LONGEST = 4096  # characters of a token; longer ones take time and are met in no text
 PARTS = {  # a part of the file, and the name of its steps where it is a Sequence
     "normalizer": "normalizers",
