@@ -68,18 +68,21 @@ def serve(
             param_hint="--host",
         )
     from ..server.gate import LOOPBACK
-    from .common import load
+    from .common import load, without_demo
+
+    model = without_demo(model)
 
     bound = bind(host, port)
     options = {"n_ctx": ctx, "n_threads": threads, "cache_type": cache_type, "use_mlock": mlock}
     llm = load(model, type, lora=parse_adapters(lora), **options)
+    name = name or (Path(model).name.removesuffix(".gguf") if model else "mobilellm-demo")
     app = create_app(
         llm,
-        name or (Path(model).name.removesuffix(".gguf") if model else "mobilellm-demo"),
+        name,
         key=key or None,
         hosts=None if key else (*LOOPBACK, host),  # with a key no page elsewhere gets anywhere
         origins=cors or (),
         limits=Limits(max_waiting=queue, seconds=seconds),
     )
-    listen(app, bound, seconds)
+    listen(app, bound, name, seconds)
     llm.close()

@@ -61,7 +61,7 @@ def as_api_error(error: Exception) -> ApiError:
         if first["type"] == "json_invalid":
             return ApiError(400, "the body is not JSON", code="invalid_json")
         where = f"{param}: " if param else ""
-        return ApiError(400, f"{where}{first['msg']}", param=param)
+        return ApiError(400, where + first["msg"].removeprefix("Value error, "), param=param)
     if isinstance(error, MobileLLMError):
         overflow = isinstance(error, ContextError)
         return ApiError(400, str(error), code="context_length_exceeded" if overflow else None)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MAX_CHOICES = 16
 MAX_TEXTS = 2048  # in a request
@@ -19,6 +19,22 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _only_text(content: Any) -> Any:
+    """Content of a message. What is no text is named here: a union of kinds says nothing of it."""
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and not kind.endswith("text"):
+            raise ValueError(f"this model reads only text, not {kind[:40]}")
+    return content
+
+
+def _only_texts(items: Any) -> Any:
+    """The same for a list of messages."""
+    for item in items if isinstance(items, list) else ():
+        _only_text(item.get("content") if isinstance(item, dict) else None)
+    return items
 
 
 class TextPart(Fields):
@@ -47,7 +63,7 @@ class ToolCall(Fields):
 
 class Message(Fields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: Annotated[str | list[TextPart] | None, BeforeValidator(_only_text)] = None
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -256,13 +272,14 @@ class ResponsesChosen(Fields):
 
 class ResponsesRequest(Fields):
     model: Name
-    input: (
+    input: Annotated[
         str
         | Annotated[
             list[InputMessage | InputCall | InputResult],
             Field(min_length=1, max_length=MAX_TEXTS),
-        ]
-    )
+        ],
+        BeforeValidator(_only_texts),
+    ]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None

@@ -1,6 +1,7 @@
 """Listens on a socket until it is told to stop: running answers end first."""
 
 import contextlib
+import errno
 import ipaddress
 import os
 import signal
@@ -31,7 +32,8 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if number and number > 0 else error
-        raise ModelError(f"cannot listen on {host} port {port}: {reason}") from None
+        hint = "; --port names another one" if number == errno.EADDRINUSE else ""
+        raise ModelError(f"cannot listen on {host} port {port}: {reason}{hint}") from None
 
 
 class _Server(uvicorn.Server):
@@ -49,9 +51,9 @@ class _Server(uvicorn.Server):
                 signal.signal(each, handler)
 
 
-def listen(app: Any, bound: socket.socket, seconds: float) -> None:
-    """Serves app on a bound socket until SIGTERM or Ctrl-C: then no more requests are taken, and
-    those that run have so many seconds to end."""
+def listen(app: Any, bound: socket.socket, name: str, seconds: float) -> None:
+    """Serves app, a model under its name, on a bound socket until SIGTERM or Ctrl-C: then no more
+    requests are taken, and those that run have so many seconds to end."""
     config = uvicorn.Config(
         app,
         lifespan="on",
@@ -63,5 +65,6 @@ def listen(app: Any, bound: socket.socket, seconds: float) -> None:
     )
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"listening on http://{shown}:{port} (Ctrl-C stops)", file=sys.stderr, flush=True)
+    where = f"http://{shown}:{port}"
+    print(f"listening on {where} with the model {name} (Ctrl-C stops)", file=sys.stderr, flush=True)
     _Server(config).run(sockets=[bound])

@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel, Field
 from serving import running
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
 HELLO = [{"role": "user", "content": "Hello! Who are you?"}]
 
 
@@ -251,6 +252,7 @@ def test_how_likely_a_text_is(client, llm):
         ),
         ({"logit_bias": {"9999999": 1}}, None),
         ({"stop": ""}, None),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content"),
     ],
 )
 def test_what_is_wrong_is_said(client, change, param):
@@ -258,6 +260,15 @@ def test_what_is_wrong_is_said(client, change, param):
         client.chat.completions.create(**{"model": "demo", "messages": HELLO, **change})
     assert caught.value.type == "invalid_request_error"
     assert param is None or str(caught.value.param).startswith(param)
+
+
+def test_an_image_is_refused_by_its_kind(client):
+    with pytest.raises(openai.BadRequestError, match="content: this model reads only text, not im"):
+        messages = [{"role": "user", "content": [{"type": "text", "text": "a cat?"}, IMAGE]}]
+        client.chat.completions.create(model="demo", messages=messages)
+    with pytest.raises(openai.BadRequestError, match="input: this model reads only text"):
+        image = {"type": "input_image", "image_url": "data:,"}
+        client.responses.create(model="demo", input=[{"role": "user", "content": [image]}])
 
 
 def test_other_errors(client, server, llm):

@@ -36,8 +36,20 @@ def serving(*arguments):
         process.stderr.close()
 
 
+def refused(*arguments):
+    """The exit code and what was said."""
+    done = subprocess.run(
+        [MOBILELLM, "serve", *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, " ".join(done.stderr.split())
+
+
 def test_sigterm_lets_answers_end():
-    with serving() as (process, url):
+    with serving("demo") as (process, url):
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "mobilellm-demo"
+        code, said = refused("--port", url.rpartition(":")[2])
+        assert code == 1 and said.endswith("; --port names another one")
         lines, first = [], threading.Event()
 
         def read():
@@ -68,13 +80,6 @@ def test_ctrl_c_ends_it_quietly():
 
 
 def test_wrong_ways_to_serve():
-    def refused(*arguments):
-        done = subprocess.run(
-            [MOBILELLM, "serve", *arguments], capture_output=True, text=True, timeout=60
-        )
-        assert "Traceback" not in done.stderr
-        return done.returncode, " ".join(done.stderr.replace("│", " ").split())
-
     code, said = refused("--host", "0.0.0.0")
     assert code == 2 and "set a key" in said
     assert refused("--host", "::")[0] == refused("--host", "192.168.0.7")[0] == 2
