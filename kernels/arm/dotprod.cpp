@@ -1,6 +1,7 @@
 // Processors with dot products, from Cortex-A55 and A76 on (Raspberry Pi 5).
 
 #include "arm/dot_rows.h"
+#include "arm/unpacked.h"
 
 namespace mobilellm {
 
@@ -50,6 +51,64 @@ struct four_tokens {
         });
     }
 
+    static constexpr int SPREAD = 1;
+
+    static MOBILELLM_INLINE void order(int8x16_t (&)[2]) {}
+
+    static MOBILELLM_INLINE void spread(float32x4_t x, float * to) { vst1q_f32(to, x); }
+
+    // Rows of y are `stride` floats apart. LEAST: scales and minima alternate.
+    template <bool LEAST>
+    static MOBILELLM_INLINE void tile(const void * w, const uint8_t * q, int64_t n_pairs, float * y, int64_t stride) {
+        static_assert(sizeof(four_blocks) == 128 + 96 && offsetof(four_blocks, d) == 128 &&
+                      offsetof(four_blocks, minus_sum_d) == 128 + 16);
+        // clang-format off
+#define MOBILELLM_DOT(W, Q)                         \
+    "sdot v24.4s, v" W ".16b, v" Q ".4b[0]\n\t"     \
+    "sdot v25.4s, v" W ".16b, v" Q ".4b[1]\n\t"     \
+    "sdot v26.4s, v" W ".16b, v" Q ".4b[2]\n\t"     \
+    "sdot v27.4s, v" W ".16b, v" Q ".4b[3]\n\t"
+#define MOBILELLM_ROWS(T0, T1, T2, T3)              \
+    MOBILELLM_ZERO("24", "27") MOBILELLM_LOAD("28", "31", "w") MOBILELLM_DOT("28", "16") MOBILELLM_DOT("29", "17") \
+    MOBILELLM_DOT("30", "18") MOBILELLM_DOT("31", "19") MOBILELLM_LOAD("28", "31", "w") MOBILELLM_DOT("28", "20")  \
+    MOBILELLM_DOT("29", "21")                       \
+    "ldr q28, [%[w]], #16\n\t"                      \
+    "ldr q29, [%[q]]\n\t"                           \
+    MOBILELLM_DOT("30", "22") MOBILELLM_DOT("31", "23") \
+    "fmul v30.4s, v28.4s, v29.s[0]\n\t"             \
+    "fmul v31.4s, v28.4s, v29.s[1]\n\t"             \
+    "scvtf v24.4s, v24.4s\n\t"                      \
+    "scvtf v25.4s, v25.4s\n\t"                      \
+    "scvtf v26.4s, v26.4s\n\t"                      \
+    "scvtf v27.4s, v27.4s\n\t"                      \
+    "fmla v" T0 ".4s, v24.4s, v30.4s\n\t"           \
+    "fmul v30.4s, v28.4s, v29.s[2]\n\t"             \
+    "fmla v" T1 ".4s, v25.4s, v31.4s\n\t"           \
+    "fmul v31.4s, v28.4s, v29.s[3]\n\t"             \
+    "fmla v" T2 ".4s, v26.4s, v30.4s\n\t"           \
+    "fmla v" T3 ".4s, v27.4s, v31.4s\n\t"
+#define MOBILELLM_LEAST(T0, T1, T2, T3)             \
+    MOBILELLM_ROWS(T0, T1, T2, T3)                  \
+    "ldr q28, [%[w]], #16\n\t"                      \
+    "ldr q29, [%[q], #16]\n\t"                      \
+    "fmls v" T0 ".4s, v28.4s, v29.s[0]\n\t"         \
+    "fmls v" T1 ".4s, v28.4s, v29.s[1]\n\t"         \
+    "fmls v" T2 ".4s, v28.4s, v29.s[2]\n\t"         \
+    "fmls v" T3 ".4s, v28.4s, v29.s[3]\n\t"
+#define MOBILELLM_END "add %[q], %[q], #96\n\t"
+#define MOBILELLM_STORE                             \
+    "st1 {v0.4s-v3.4s}, [%[y]], %[stride]\n\t"      \
+    "st1 {v4.4s-v7.4s}, [%[y]], %[stride]\n\t"      \
+    "st1 {v8.4s-v11.4s}, [%[y]], %[stride]\n\t"     \
+    "st1 {v12.4s-v15.4s}, [%[y]]\n\t"
+        // clang-format on
+        if constexpr (LEAST) {
+            MOBILELLM_TILE(MOBILELLM_LEAST, MOBILELLM_END, MOBILELLM_STORE);
+        } else {
+            MOBILELLM_TILE(MOBILELLM_ROWS, MOBILELLM_END, MOBILELLM_STORE);
+        }
+    }
+
     // OFFSET · -Σ q of token I.
     template <ggml_type TYPE, int OFFSET, bool SECOND, int K0, int I>
     MOBILELLM_INLINE int32x4_t start() const {
@@ -96,24 +155,30 @@ struct four_tokens {
 };
 
 struct dotprod_isa {
+    using four = four_tokens;
+
     static constexpr int TILE     = 4;
     static constexpr int ARRANGED = sizeof(four_blocks);
 
     static void arrange(const uint8_t * q, size_t q_size, int64_t n_blocks, uint8_t * out) {
         for (int64_t b = 0; b < n_blocks; ++b, out += sizeof(four_blocks)) {
-            auto & to = *reinterpret_cast<four_blocks *>(out);
-            for (int t = 0; t < 4; ++t) {
-                const auto & a = reinterpret_cast<const activations *>(q + t * q_size)[b];
-                for (int c = 0; c < 8; ++c) {
-                    std::memcpy(to.q + 16 * c + 4 * t, a.q + 4 * c, 4);
-                }
-                to.d[t]            = a.d;
-                to.minus_sum_d[t]  = float(a.minus_sum) * a.d;
-                to.minus_sum[0][t] = a.minus_sum;
-                to.minus_sum[1][t] = a.minus_first_sum;
-                to.minus_sum[2][t] = a.minus_sum - a.minus_first_sum;
-                to.minus_8_sum[t]  = a.minus_8_sum;
-            }
+            auto &    to = *reinterpret_cast<four_blocks *>(out);
+            int32x4_t x[4];
+            each<2>([&](auto part_) __attribute__((always_inline)) {
+                constexpr int part = part_;
+                load_four<part>(q, q_size, b, x);
+                transpose(x);
+                each<4>(MOBILELLM_EACH { vst1q_s8(to.q + 64 * part + 16 * i, vreinterpretq_s8_s32(x[i])); });
+            });
+            load_four<2>(q, q_size, b, x);
+            transpose(x);
+            const float32x4_t d = vreinterpretq_f32_s32(x[0]);
+            vst1q_f32(to.d, d);
+            vst1q_f32(to.minus_sum_d, vmulq_f32(vcvtq_f32_s32(x[1]), d));
+            vst1q_s32(to.minus_sum[0], x[1]);
+            vst1q_s32(to.minus_sum[1], x[3]);
+            vst1q_s32(to.minus_sum[2], vsubq_s32(x[1], x[3]));
+            vst1q_s32(to.minus_8_sum, x[2]);
         }
     }
 
@@ -131,6 +196,6 @@ struct dotprod_isa {
 }  // namespace
 
 extern const kernels dotprod_kernels;
-const kernels        dotprod_kernels = { quantize, matmul<dotprod_isa> };
+const kernels        dotprod_kernels = { quantize, matmul_unpacking<dotprod_isa> };
 
 }  // namespace mobilellm

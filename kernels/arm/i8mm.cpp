@@ -2,6 +2,7 @@
 // columns of weights and 2 tokens at once. Fewer than four tokens are SDOT's.
 
 #include "arm/dot_rows.h"
+#include "arm/unpacked.h"
 
 namespace mobilellm {
 
@@ -84,6 +85,74 @@ struct two_pairs {
         });
     }
 
+    static MOBILELLM_INLINE void order(int8x16_t (&w)[2]) {
+        const int8x16_t first = pair_of_rows<0>(w[0], w[1]);
+        w[1]                  = pair_of_rows<1>(w[0], w[1]);
+        w[0]                  = first;
+    }
+
+    static constexpr int SPREAD = 2;
+
+    static MOBILELLM_INLINE void spread(float32x4_t x, float * to) {
+        vst1q_f32(to, vzip1q_f32(x, x));
+        vst1q_f32(to + 4, vzip2q_f32(x, x));
+    }
+
+    // Rows of y are `stride` floats apart. LEAST: scales and minima alternate.
+    template <bool LEAST>
+    static MOBILELLM_INLINE void tile(const void * w, const uint8_t * q, int64_t n_pairs, float * y, int64_t stride) {
+        static_assert(sizeof(two_blocks) == 128 + 160 && offsetof(two_blocks, d) == 128 &&
+                      offsetof(two_blocks, minus_sum_d) == 128 + 32);
+        // clang-format off
+#define MOBILELLM_MULTIPLY(W0, W1, Q0, Q1)          \
+    "smmla v24.4s, v" W0 ".16b, v" Q0 ".16b\n\t"    \
+    "smmla v25.4s, v" W1 ".16b, v" Q0 ".16b\n\t"    \
+    "smmla v26.4s, v" W0 ".16b, v" Q1 ".16b\n\t"    \
+    "smmla v27.4s, v" W1 ".16b, v" Q1 ".16b\n\t"
+#define MOBILELLM_SCALED(I, J, T, U)                \
+    "ldr q28, [%[w]], #16\n\t"                      \
+    "fmul v29.4s, v28.4s, v30.4s\n\t"               \
+    "fmul v28.4s, v28.4s, v31.4s\n\t"               \
+    "fmla v" T ".4s, v" I ".4s, v29.4s\n\t"         \
+    "fmla v" U ".4s, v" J ".4s, v28.4s\n\t"
+#define MOBILELLM_ROWS(T0, T1, T2, T3)              \
+    MOBILELLM_ZERO("24", "27") MOBILELLM_LOAD("28", "31", "w") MOBILELLM_MULTIPLY("28", "29", "16", "17") \
+    MOBILELLM_MULTIPLY("30", "31", "18", "19") MOBILELLM_LOAD("28", "31", "w")                            \
+    MOBILELLM_MULTIPLY("28", "29", "20", "21") MOBILELLM_MULTIPLY("30", "31", "22", "23")                 \
+    "ldp q30, q31, [%[q]]\n\t"                      \
+    "scvtf v24.4s, v24.4s\n\t"                      \
+    "scvtf v26.4s, v26.4s\n\t"                      \
+    "scvtf v25.4s, v25.4s\n\t"                      \
+    "scvtf v27.4s, v27.4s\n\t"                      \
+    MOBILELLM_SCALED("24", "26", T0, T2) MOBILELLM_SCALED("25", "27", T1, T3)
+#define MOBILELLM_LESS(T, U)                        \
+    "ldr q28, [%[w]], #16\n\t"                      \
+    "fmls v" T ".4s, v28.4s, v30.4s\n\t"            \
+    "fmls v" U ".4s, v28.4s, v31.4s\n\t"
+#define MOBILELLM_LEAST(T0, T1, T2, T3)             \
+    MOBILELLM_ROWS(T0, T1, T2, T3)                  \
+    "ldp q30, q31, [%[q], #32]\n\t"                 \
+    MOBILELLM_LESS(T0, T2) MOBILELLM_LESS(T1, T3)
+#define MOBILELLM_END "add %[q], %[q], #160\n\t"
+#define MOBILELLM_TOKEN(UZP, A, B, C, D, E, F, G, H) \
+    UZP " v16.4s, v" A ".4s, v" B ".4s\n\t"         \
+    UZP " v17.4s, v" C ".4s, v" D ".4s\n\t"         \
+    UZP " v18.4s, v" E ".4s, v" F ".4s\n\t"         \
+    UZP " v19.4s, v" G ".4s, v" H ".4s\n\t"         \
+    "st1 {v16.4s-v19.4s}, [%[y]], %[stride]\n\t"
+#define MOBILELLM_STORE                             \
+    MOBILELLM_TOKEN("uzp1", "0", "4", "1", "5", "2", "6", "3", "7")       \
+    MOBILELLM_TOKEN("uzp2", "0", "4", "1", "5", "2", "6", "3", "7")       \
+    MOBILELLM_TOKEN("uzp1", "8", "12", "9", "13", "10", "14", "11", "15") \
+    MOBILELLM_TOKEN("uzp2", "8", "12", "9", "13", "10", "14", "11", "15")
+        // clang-format on
+        if constexpr (LEAST) {
+            MOBILELLM_TILE(MOBILELLM_LEAST, MOBILELLM_END, MOBILELLM_STORE);
+        } else {
+            MOBILELLM_TILE(MOBILELLM_ROWS, MOBILELLM_END, MOBILELLM_STORE);
+        }
+    }
+
     template <int BY>
     static MOBILELLM_INLINE int32x4_t times(int32x4_t x) {
         return BY == 0 ? vdupq_n_s32(0) : vmulq_n_s32(x, BY);
@@ -130,26 +199,40 @@ struct two_pairs {
 };
 
 struct i8mm_isa {
+    using four = two_pairs;
+
     static constexpr int TILE     = 4;
     static constexpr int ARRANGED = sizeof(two_blocks);
 
     static void arrange(const uint8_t * q, size_t q_size, int64_t n_blocks, uint8_t * out) {
         for (int64_t b = 0; b < n_blocks; ++b, out += sizeof(two_blocks)) {
-            auto & to = *reinterpret_cast<two_blocks *>(out);
-            for (int t = 0; t < 4; ++t) {
-                const auto & a = reinterpret_cast<const activations *>(q + t * q_size)[b];
-                for (int k = 0; k < 4; ++k) {
-                    std::memcpy(to.q[k][t / 2] + 8 * (t % 2), a.q + 8 * k, 8);
-                }
-                for (const int lane : { t % 2, 2 + t % 2 }) {
-                    to.d[t / 2][lane]            = a.d;
-                    to.minus_sum_d[t / 2][lane]  = float(a.minus_sum) * a.d;
-                    to.minus_sum[0][t / 2][lane] = a.minus_sum;
-                    to.minus_sum[1][t / 2][lane] = a.minus_first_sum;
-                    to.minus_sum[2][t / 2][lane] = a.minus_sum - a.minus_first_sum;
-                }
-            }
+            auto &    to = *reinterpret_cast<two_blocks *>(out);
+            int32x4_t x[4];
+            each<2>([&](auto part_) __attribute__((always_inline)) {
+                constexpr int part = part_;
+                load_four<part>(q, q_size, b, x);
+                each<2>(MOBILELLM_EACH {
+                    const int64x2_t even = vreinterpretq_s64_s32(x[2 * i]);
+                    const int64x2_t odd  = vreinterpretq_s64_s32(x[2 * i + 1]);
+                    vst1q_s8(to.q[2 * part][i], vreinterpretq_s8_s64(vzip1q_s64(even, odd)));
+                    vst1q_s8(to.q[2 * part + 1][i], vreinterpretq_s8_s64(vzip2q_s64(even, odd)));
+                });
+            });
+            load_four<2>(q, q_size, b, x);
+            transpose(x);
+            const int32x4_t d = vreinterpretq_s32_f32(vmulq_f32(vcvtq_f32_s32(x[1]), vreinterpretq_f32_s32(x[0])));
+            twice(x[0], reinterpret_cast<int32_t (&)[2][4]>(to.d));
+            twice(d, reinterpret_cast<int32_t (&)[2][4]>(to.minus_sum_d));
+            twice(x[1], to.minus_sum[0]);
+            twice(x[3], to.minus_sum[1]);
+            twice(vsubq_s32(x[1], x[3]), to.minus_sum[2]);
         }
+    }
+
+    // Of four tokens, as the sums of a pair lie.
+    static MOBILELLM_INLINE void twice(int32x4_t x, int32_t (&to)[2][4]) {
+        vst1q_s32(to[0], vcombine_s32(vget_low_s32(x), vget_low_s32(x)));
+        vst1q_s32(to[1], vcombine_s32(vget_high_s32(x), vget_high_s32(x)));
     }
 
     template <ggml_type TYPE>
@@ -167,6 +250,6 @@ struct i8mm_isa {
 }  // namespace
 
 extern const kernels i8mm_kernels;
-const kernels        i8mm_kernels = { quantize, matmul<i8mm_isa> };
+const kernels        i8mm_kernels = { quantize, matmul_unpacking<i8mm_isa> };
 
 }  // namespace mobilellm

@@ -9,14 +9,20 @@
 namespace {
 
 struct neon_lanes {
-    using vec                  = float32x4_t;
-    static constexpr int width = 4;
-    static constexpr int group = 4;
-    static constexpr int tile  = 8;
+    using vec                     = float32x4_t;
+    static constexpr int  width   = 4;
+    static constexpr int  group   = 4;
+    static constexpr int  tile    = 8;
+    static constexpr bool by_lane = true;
 
-    static vec  zero() { return vdupq_n_f32(0.0f); }
-    static vec  set1(float x) { return vdupq_n_f32(x); }
-    static vec  load(const float * p) { return vld1q_f32(p); }
+    static vec zero() { return vdupq_n_f32(0.0f); }
+    static vec set1(float x) { return vdupq_n_f32(x); }
+    static vec load(const float * p) { return vld1q_f32(p); }
+    static vec load_whole(const float * p) {
+        vec x = load(p);
+        __asm__("" : "+w"(x));  // or GCC loads each lane that is used by itself
+        return x;
+    }
     static void store(float * p, vec x) { vst1q_f32(p, x); }
     static vec  load_i8(const int8_t * p) {
         uint32_t four;
@@ -47,6 +53,7 @@ struct neon_lanes {
     static vec mul(vec a, vec b) { return vmulq_f32(a, b); }
     static vec div(vec a, vec b) { return vdivq_f32(a, b); }
     static vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
+    static vec fma_lane(vec a, int lane, vec b, vec c) { return vfmaq_n_f32(c, b, a[lane]); }
     static vec max(vec a, vec b) { return vmaxq_f32(a, b); }
     static vec select(uint64_t bits, vec x, vec y) {
         const uint32x4_t bit = { 1, 2, 4, 8 };

@@ -375,7 +375,11 @@ void quantize(const float * x, int64_t n_cols, activations * out) {
         }
         vst1q_s8(out->q, first);
         vst1q_s8(out->q + 16, second);
-        set_sum(*out, vaddlvq_s16(vpadalq_s8(vpaddlq_s8(first), second)));
+        const int32_t first_sum = vaddlvq_s8(first);
+        const int32_t sum       = first_sum + vaddlvq_s8(second);
+        out->minus_sum          = -sum;
+        out->minus_8_sum        = -8 * sum;
+        out->minus_first_sum    = -first_sum;
     }
 }
 

@@ -20,8 +20,8 @@ using mobilellm::head_cache;
 using mobilellm::tile_cells;
 using mobilellm::tile_tokens;
 
-// c[r][n] = keep[r] c[r][n] + sum over k of a[r a_row + k a_step] b[k b_step + n] for L::tile rows and N vectors of n;
-// without `keep` what was in c does not count.
+// c[r][n] = keep[r] c[r][n] + sum over k of a[r][k] b[k b_step + n] for L::tile rows and N vectors of n; without `keep`
+// what was in c does not count. a[r][k] is at r a_row + k, n_steps dividing by 4, or at r + k a_step where a_row is 1.
 template <typename L, int N>
 inline void multiply_tile(const float * a, int64_t a_row, int64_t a_step, const float * b, int64_t b_step,
                           int64_t n_steps, float * c, int64_t c_row, const float * keep) {
@@ -33,16 +33,41 @@ inline void multiply_tile(const float * a, int64_t a_row, int64_t a_step, const 
             sums[r][n] = keep ? L::mul(L::set1(keep[r]), L::load(c + r * c_row + n * L::width)) : L::zero();
         }
     }
-    for (int64_t k = 0; k < n_steps; ++k) {
+    const auto step = [&](int64_t k, auto of_row) __attribute__((always_inline)) {
         vec v[N];
         for (int n = 0; n < N; ++n) {
             v[n] = L::load(b + k * b_step + n * L::width);
         }
         for (int r = 0; r < L::tile; ++r) {
-            const vec x = L::set1(a[r * a_row + k * a_step]);
             for (int n = 0; n < N; ++n) {
-                sums[r][n] = L::fma(x, v[n], sums[r][n]);
+                sums[r][n] = of_row(r, v[n], sums[r][n]);
             }
+        }
+    };
+    if constexpr (!L::by_lane) {
+        for (int64_t k = 0; k < n_steps; ++k) {
+            step(k, [&](int r, vec v, vec sum)
+                        __attribute__((always_inline)) { return L::fma(L::set1(a[r * a_row + k * a_step]), v, sum); });
+        }
+    } else if (a_step == 1) {
+        for (int64_t k = 0; k < n_steps; k += 4) {
+            vec x[L::tile];
+            for (int r = 0; r < L::tile; ++r) {
+                x[r] = L::load_whole(a + r * a_row + k);
+            }
+            for (int i = 0; i < 4; ++i) {
+                step(k + i, [&](int r, vec v, vec sum)
+                                __attribute__((always_inline)) { return L::fma_lane(x[r], i, v, sum); });
+            }
+        }
+    } else {
+        for (int64_t k = 0; k < n_steps; ++k) {
+            vec x[L::tile / L::width];
+            for (int i = 0; i < L::tile / L::width; ++i) {
+                x[i] = L::load_whole(a + k * a_step + i * L::width);
+            }
+            step(k, [&](int r, vec v, vec sum)
+                        __attribute__((always_inline)) { return L::fma_lane(x[r / L::width], r % L::width, v, sum); });
         }
     }
     for (int r = 0; r < L::tile; ++r) {
@@ -108,21 +133,40 @@ struct running_softmax {
     float keep[tile_tokens];  // what the last block made of all before it
 };
 
-// scores (n_cells, tile_tokens) -> exp(score - largest), zero where a token does not see the cell
+// Cells [from, to) of a block: some token of a few sees the first and the last of them.
+struct some_cells {
+    int64_t from;
+    int64_t to;
+};
+
+// Those that `width` tokens see whose bits begin with `bit`.
+some_cells cells_seen(const uint64_t * seen, int64_t n_cells, int64_t bit, int64_t width) {
+    const uint64_t who   = ~uint64_t(0) >> (64 - width) << bit;
+    some_cells     cells = { 0, n_cells };
+    while (cells.to > 0 && !(seen[cells.to - 1] & who)) {
+        --cells.to;
+    }
+    while (cells.from < cells.to && !(seen[cells.from] & who)) {
+        ++cells.from;
+    }
+    return cells;
+}
+
+// scores (cells, tile_tokens) -> exp(score - largest), zero where a token does not see the cell; tokens [t0, t1)
 template <typename L>
-void soften_block(float * scores, const uint64_t * seen, int64_t first_bit, int64_t n_cells, bool all_seen,
-                  int64_t columns, running_softmax & state) {
+void soften_block(float * scores, const uint64_t * seen, int64_t first_bit, some_cells cells, bool all_seen, int64_t t0,
+                  int64_t t1, running_softmax & state) {
     const auto lowest = L::set1(-1e30f);
-    for (int64_t t = 0; t < columns; t += L::width) {
+    for (int64_t t = t0; t < t1; t += L::width) {
         const auto before = L::load(state.largest + t);
         auto       high   = before;
-        for (int64_t c = 0; c < n_cells; ++c) {
+        for (int64_t c = cells.from; c < cells.to; ++c) {
             const auto x = L::load(scores + c * tile_tokens + t);
             high         = L::max(high, all_seen ? x : L::select(seen[c] >> (first_bit + t), x, lowest));
         }
         const auto keep = L::exp(L::sub(before, high));
         auto       sum  = L::mul(L::load(state.sum + t), keep);
-        for (int64_t c = 0; c < n_cells; ++c) {
+        for (int64_t c = cells.from; c < cells.to; ++c) {
             float * score = scores + c * tile_tokens + t;
             auto    p     = L::exp(L::sub(L::load(score), high));
             if (!all_seen) {
@@ -164,6 +208,7 @@ template <typename L>
 void attend_tile_on(const attention_tile & a) {
     constexpr int64_t T   = tile_tokens;
     constexpr int     pad = L::width > L::tile ? L::width : L::tile;
+    constexpr int64_t few = 2 * L::width > L::tile ? 2 * L::width : L::tile;  // tokens that have their cells together
 
     const int64_t n        = a.n_embd_head;
     const int64_t padded   = (a.n_tokens + pad - 1) / pad * pad;  // tokens
@@ -202,10 +247,26 @@ void attend_tile_on(const attention_tile & a) {
         spoilt |= clear_not_finite<L>(v, a.seen + first, n_cells, n);
         std::memset(k + n_cells * n, 0, (rows - n_cells) * n * sizeof(float));
 
+        some_cells cells[T / few + 1];
+        const auto each_few = [&](auto f) {
+            for (int64_t t = 0; t < padded; t += few) {
+                f(cells[t / few], t, t + few < padded ? t + few : padded);
+            }
+        };
+        each_few(
+            [&](some_cells & c, int64_t t, int64_t) { c = cells_seen(a.seen + first, n_cells, a.first_bit + t, few); });
         for (int g = 0; g < a.n_group; ++g) {
-            multiply_add<L>(k, n, 1, rows, q + g * n * T, T, n, padded, scores, T, nullptr);
-            soften_block<L>(scores, a.seen + first, a.first_bit, n_cells, seen == everyone, padded, states[g]);
-            multiply_add<L>(scores, 1, T, padded, v, n, n_cells, n, out + g * n * T, n, states[g].keep);
+            each_few([&](some_cells c, int64_t t, int64_t end) {
+                const int64_t from = c.from / L::tile * L::tile;
+                const int64_t to   = (c.to + L::tile - 1) / L::tile * L::tile;
+                multiply_add<L>(k + from * n, n, 1, to - from, q + g * n * T + t, T, n, end - t, scores + from * T + t,
+                                T, nullptr);
+                soften_block<L>(scores, a.seen + first, a.first_bit, c, seen == everyone, t, end, states[g]);
+            });
+            each_few([&](some_cells c, int64_t t, int64_t end) {
+                multiply_add<L>(scores + c.from * T + t, 1, T, end - t, v + c.from * n, n, c.to - c.from, n,
+                                out + (g * T + t) * n, n, states[g].keep + t);
+            });
         }
     }
 

@@ -218,6 +218,18 @@ void fused_step::multiply(const projection & w, range groups, const activations 
     }
 }
 
+// Neighbours by their angles: a loop that compilers vectorize.
+static void rotate(float * __restrict x, const float * __restrict angles, int64_t n) {
+    for (int64_t e = 0; e < n; e += 2) {
+        const float cos = angles[e];
+        const float sin = angles[e + 1];
+        const float a   = x[e];
+        const float b   = x[e + 1];
+        x[e]            = a * cos - b * sin;
+        x[e + 1]        = a * sin + b * cos;
+    }
+}
+
 // This thread's rows of q, k and v with their RoPE.
 void fused_step::project_qkv(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
                              const float * rope, float * qkv, int ith, int nth) const {
@@ -243,14 +255,10 @@ void fused_step::project_qkv(const layer & l, const layer * later, const private
             const float * angles = rope + t * n_embd_head;
             float *       row    = y + t * qkv_size_;
             int64_t       at     = begin * GROUP % n_embd_head;  // in its head
-            for (int64_t e = 0; e < (end - begin) * GROUP; e += 2) {
-                const float cos = angles[at];
-                const float sin = angles[at + 1];
-                const float a   = row[e];
-                const float b   = row[e + 1];
-                row[e]          = a * cos - b * sin;
-                row[e + 1]      = a * sin + b * cos;
-                at              = at + 2 < n_embd_head ? at + 2 : 0;
+            for (int64_t e = 0; e < (end - begin) * GROUP; at = 0) {
+                const int64_t n = std::min(n_embd_head - at, (end - begin) * GROUP - e);
+                rotate(row + e, angles + at, n);
+                e += n;
             }
         }
     }

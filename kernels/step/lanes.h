@@ -23,10 +23,11 @@ constexpr float ln2_low      = -2.12194440e-4f;
 constexpr float exp_taylor[] = { 1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f };
 
 struct scalar_lanes {
-    using vec                  = float;
-    static constexpr int width = 1;
-    static constexpr int group = 4;  // query heads that share a pass over K or V
-    static constexpr int tile  = 4;  // rows times two vectors: sums that fit the registers
+    using vec                     = float;
+    static constexpr int  width   = 1;
+    static constexpr int  group   = 4;      // query heads that share a pass over K or V
+    static constexpr int  tile    = 4;      // rows times two vectors: sums that fit the registers
+    static constexpr bool by_lane = false;  // whether fma_lane, by a lane of a, spares what broadcasting would take
 
     static vec  zero() { return 0.0f; }
     static vec  set1(float x) { return x; }

@@ -10,10 +10,11 @@ namespace {
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 struct avx2_lanes {
-    using vec                  = __m256;
-    static constexpr int width = 8;
-    static constexpr int group = 3;
-    static constexpr int tile  = 4;
+    using vec                     = __m256;
+    static constexpr int  width   = 8;
+    static constexpr int  group   = 3;
+    static constexpr int  tile    = 4;
+    static constexpr bool by_lane = false;
 
     static vec  zero() { return _mm256_setzero_ps(); }
     static vec  set1(float x) { return _mm256_set1_ps(x); }
@@ -88,10 +89,11 @@ struct avx2_lanes {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 struct avx512_lanes {
-    using vec                  = __m512;
-    static constexpr int width = 16;
-    static constexpr int group = 5;
-    static constexpr int tile  = 8;
+    using vec                     = __m512;
+    static constexpr int  width   = 16;
+    static constexpr int  group   = 5;
+    static constexpr int  tile    = 8;
+    static constexpr bool by_lane = false;
 
     static vec  zero() { return _mm512_setzero_ps(); }
     static vec  set1(float x) { return _mm512_set1_ps(x); }

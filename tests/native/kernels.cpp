@@ -403,7 +403,7 @@ void check_all(const instruction_set & k, bool emulated) {
             const std::vector<int64_t> widths = { 3 * least, least, 2 * least, 9 * 64 / least * least };
             for (const int64_t n_cols : first(widths, emulated ? 1 : 4)) {
                 for (const int64_t n_rows : first({ 40, 17, 1, 15, 16 }, emulated ? 2 : 5)) {
-                    for (const int64_t n_tokens : { 1, 2, 3, 5, 8, 13 }) {
+                    for (const int64_t n_tokens : { 1, 2, 3, 5, 8, 22 }) {
                         check(k, shape, n_cols, n_rows, n_tokens, f);
                         ++n_cases;
                     }
@@ -423,6 +423,8 @@ void check_all(const instruction_set & k, bool emulated) {
             }
         }
     }
+    check(k, SHAPES[0], 9600, 17, 72, filling::ordinary);  // more tokens than a second-level cache holds
+    ++n_cases;
     check_not_finite(k);
     check_streaming(k);
     std::printf("%s: %d cases, largest error %.1e\n", k.name, n_cases, worst);
