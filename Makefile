@@ -8,6 +8,7 @@
 # make wheels   dist/: wheels for x86-64 and ARM, each for all processors of its kind, and one of the bindings
 # make test-wheels   tries that for x86-64, installed as a user would, on processors that qemu-user emulates
 # make test-arm-main   the main job with the wheel for ARM, in a Debian for it under qemu-user
+# make elsewhere  compiles our C++ for macOS on ARM and for Windows, where nothing of it was run
 # make clients  programs of others over our package: LangChain, outlines, llm, ... (docs/clients.md)
 # make quant-model   trains what quantization is measured on (two hours on a core; called again, it goes on)
 # make lint | stock | sanitize | clean
@@ -24,7 +25,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/wheel
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find convert quant kernels mobilellm_cpp site -type f -not -name '*.pyc')
 
-.PHONY: demo dev test test-arm test-arm-main wheels test-wheels bench bench-arm quant-model clients lint stock sanitized sanitized-threads sanitize fuzz clean
+.PHONY: demo dev test test-arm test-arm-main elsewhere wheels test-wheels bench bench-arm quant-model clients lint stock sanitized sanitized-threads sanitize fuzz clean
 
 demo: .venv/installed
 	@if [ -t 0 ]; then $(BIN)/mobilellm chat; else \
@@ -116,7 +117,7 @@ test-arm: .venv/tests-installed
 	    { echo 'make test-arm: install a cross compiler and qemu (Debian: apt install g++-aarch64-linux-gnu qemu-user)'; exit 1; }
 	$(CONFIGURE) -B build/arm -DCMAKE_TOOLCHAIN_FILE=tests/arm/aarch64.cmake -DGGML_NATIVE=OFF \
 	    -DGGML_CPU_ARM_ARCH=armv8-a >/dev/null
-	$(BIN)/cmake --build build/arm --target kernels_test packed_test >/dev/null
+	$(BIN)/cmake --build build/arm --target $(or $(ARM_TESTS),kernels_test packed_test) >/dev/null
 	MOBILELLM_ARM="$(CURDIR)/build/arm" $(BIN)/pytest tests/arm/kernels.py $(PYTEST_ARGS)
 
 wheels: .venv/created
@@ -134,6 +135,10 @@ test-arm-main: .venv/tests-installed
 	    { echo 'make test-arm-main: apt install qemu-user-static debootstrap'; exit 1; }
 	packaging/debian-root bookworm arm64 build/roots/bookworm-arm64 python3-venv,ca-certificates,libstdc++6
 	MOBILELLM_ARM_ROOT="$(CURDIR)/build/roots/bookworm-arm64" $(BIN)/pytest tests/arm/main_job.py $(PYTEST_ARGS)
+
+elsewhere: .venv/installed
+	$(PIP) ziglang==0.17.1
+	PYTHON=$(BIN)/python packaging/elsewhere
 
 fuzz: sanitized
 	$(BIN)/python tests/fuzz --cases $(or $(CASES),5000) --sanitized build/sanitize/use_file $(FUZZ_ARGS)
