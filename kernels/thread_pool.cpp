@@ -106,7 +106,10 @@ class crew {
         const unsigned phase = phase_.load(std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) == n - 1) {
             arrived_.store(0, std::memory_order_relaxed);
-            phase_.store(phase + 1);
+            phase_.store(phase + 1, std::memory_order_release);
+            // a fence, for qemu 7.2 lets a load pass a store on ARM where the language does not: who falls asleep
+            // meanwhile would not be woken
+            std::atomic_thread_fence(std::memory_order_seq_cst);
             if (n_asleep_.load() > 0) {
                 {
                     const std::lock_guard<std::mutex> about_to_sleep(mutex_);
