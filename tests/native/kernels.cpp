@@ -449,17 +449,23 @@ void check_types() {
 
 }  // namespace
 
+// kernels_test [emulated [PART]]: fewer cases; PART is a set of kernels, or "between" for what is between matrices.
 int main(int argc, char ** argv) {
-    const bool emulated = argc > 1 && std::string(argv[1]) == "emulated";
+    const bool        emulated = argc > 1 && std::string(argv[1]) == "emulated";
+    const std::string part     = argc > 2 ? argv[2] : "";
     std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // what was found so far, whatever comes
     check_types();
     for (const instruction_set & k : instruction_sets()) {
-        check_all(k, emulated);
+        if (part.empty() || part == k.name) {
+            check_all(k, emulated);
+        }
     }
     if (!emulated) {
         check_choice();
     }
-    test_fused_ops();
+    if (part.empty() || part == "between") {
+        test_fused_ops();
+    }
     std::printf("best: %s\n", best().name);
     return 0;
 }
