@@ -186,12 +186,14 @@ def _content(checkpoint: "Checkpoint") -> str:
 @functools.cache
 def converter_key() -> str:
     """A key of the code that makes the bytes of a file, with that of ggml, which rounds."""
-    from . import convert, quant, quantization
-    from .quant.rounding import ggml_path
+    from importlib.util import find_spec
+
+    from .quant.library import ggml_path
 
     digest = hashlib.blake2b(digest_size=16)
-    for package in (convert, quant, quantization):
-        folder = Path(str(package.__file__)).parent
+    for name in ("convert", "quant", "quantization"):
+        spec = find_spec(f"{__package__}.{name}")  # imported they take longer than all else here
+        folder = Path(str(spec and spec.origin)).parent
         for path in sorted(folder.rglob("*.py")):
             digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     digest.update(ggml_path().read_bytes())

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _mobilellm_cpp_library import FOLDER
 
 from mobilellm_cpp.errors import MobileLLMError
 
+from .library import ggml_path
 from .types import BF16, F16, F32, TensorType
 
 Array = npt.NDArray[Any]
@@ -134,20 +132,9 @@ def _limit_bits(limit: float, source: str) -> int:
     return bits if source == "F32" else bits >> 16
 
 
-def ggml_path() -> Path:
-    """The libggml-base inside the package. Raises MobileLLMError where there is none."""
-    name = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}.get(
-        sys.platform, "libggml-base.so"
-    )
-    path = Path(FOLDER) / name
-    if not path.exists():
-        raise MobileLLMError(f"{path} is missing: install mobilellm-cpp again.")
-    return path
-
-
 @functools.cache
 def ggml() -> ctypes.CDLL:
-    """The library of ggml_path; its functions release Python's lock while they run."""
+    """The library itself; its functions release Python's lock while they run."""
     library = ctypes.CDLL(str(ggml_path()))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     for name in ("ggml_fp16_to_fp32_row", "ggml_bf16_to_fp32_row"):

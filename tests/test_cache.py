@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint
-from mobilellm_cpp.quant import rounding
+from mobilellm_cpp.quant import library
 
 import mobilellm_cpp
 from mobilellm_cpp import CheckpointError, cache
@@ -109,9 +109,9 @@ def test_any_edit_of_the_converter_makes_another_key(tmp_path):
 
 def test_another_ggml_makes_another_key(tmp_path, monkeypatch):
     before = cache.converter_key.__wrapped__()
-    other = tmp_path / rounding.ggml_path().name
-    other.write_bytes(rounding.ggml_path().read_bytes() + b"\0")
-    monkeypatch.setattr(rounding, "ggml_path", lambda: other)
+    other = tmp_path / library.ggml_path().name
+    other.write_bytes(library.ggml_path().read_bytes() + b"\0")
+    monkeypatch.setattr(library, "ggml_path", lambda: other)
     assert cache.converter_key.__wrapped__() != before
 
 
@@ -291,3 +291,11 @@ def test_a_long_name_still_is_one(place, kept):
     shutil.copytree(place / "tiny", place / name)
     path = cache.converted(place / name, "q4_0")
     assert path.parent == kept and len(os.fsencode(path.name)) < 200
+
+
+def test_what_the_cache_holds_is_told_without_the_converter():
+    """It is listed at each press of the tab key, to complete names of models."""
+    code = "import sys; from mobilellm_cpp import kept; kept.kept(); "
+    code += "print(*{'numpy', 'gguf', 'mobilellm_cpp.convert'} & set(sys.modules))"
+    run = [sys.executable, "-c", f"from mobilellm_cpp import cache; cache.converter_key(); {code}"]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "\n"
