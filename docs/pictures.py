@@ -36,6 +36,13 @@ SHOWN = {  # rows of `make bench`
     "decode, layer-shared Q4_0, depth 64, 2 threads, against the weights written out twice in "
     "stock": "layer-shared Q4_0\n(stock: blocks written out twice)",
 }
+LABELS: dict[str, Any] = {  # where a label right of its dot would cover another
+    "IQ4_XS": {"xytext": (-6, -3), "ha": "right"},
+    "IQ4_NL": {"xytext": (-4, -13)},
+    "Q3_K_M": {"xytext": (6, -6)},
+    "Q4_K_M, embedding Q4_0": {"xytext": (7, -3)},
+    "IQ4_NL, embedding too": {"xytext": (-6, -3), "ha": "right"},
+}
 OURS, OTHERS = "#1f77b4", "#b0b7bf"
 
 
@@ -124,36 +131,27 @@ def speed() -> None:
 
 
 def quality() -> None:
-    """Loss against size, of the first table under "What quantized files lose"."""
+    """Loss against bits a weight, of the table under "At every size"."""
     page = (DOCS / "measurements.md").read_text(encoding="utf-8")
-    rows = _table(page.split("## What quantized files lose")[1].split("\n\n| | MB |")[1])
+    rows = _table(page.split("### At every size")[1])
     figure, (axes,) = _figure(1, (7.5, 4.4))
-    before = ""
-    for name, size, _, _, loss, *_ in rows:
-        if not loss or not loss[0].isdigit():
-            continue
-        ours = name.startswith("`")
-        label = name.replace("the same", before).replace("llama-quantize ", "")
-        label = label.replace("`", "").replace(", calibrated", "")
-        before = label.split(",")[0]
-        axes.plot(float(size), float(loss), "o", color=OURS if ours else "#6b7280")
-        above = float(size) > 100  # there is no room beside it
-        axes.annotate(
-            label,
-            (float(size), float(loss)),
-            (0, 9) if above else (8, 0),
-            textcoords="offset points",
-            ha="center" if above else "left",
-            va="center",
-            fontsize=9,
-            color=OURS if ours else "#374151",
-        )
-    axes.set(yscale="log", xlabel="size, MB", xlim=(72, 112), ylim=(0.02, 0.4))
+    points = [(name, float(bits), float(loss.split()[0])) for name, _, bits, loss, *_ in rows]
+    ours = sorted(point[1:] for point in points if point[0][0] == "`")
+    axes.plot(*zip(*ours, strict=True), "o-", color=OURS)
+    for name, *at in points:
+        if name[0] != "`":
+            axes.plot(*at, "o", color="#6b7280")
+            beside = LABELS.get(name, {"xytext": (6, 3)})
+            style = {"textcoords": "offset points", "fontsize": 8, "color": "#374151"}
+            axes.annotate(name, at, **style, **beside)
+    axes.set(yscale="log", xlabel="bits a weight, all tensors counted", xlim=(3, 8.6))
     axes.set_ylabel("mean KL divergence from F16, nats")
-    axes.set_yticks([0.02, 0.05, 0.1, 0.2, 0.4], ["0.02", "0.05", "0.1", "0.2", "0.4"])
+    ticks = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+    axes.set_yticks(ticks, map(str, ticks))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.set_title("SmolLM2-135M: mobilellm quantize (blue) and llama-quantize (grey)", fontsize=10)
+    title = "SmolLM2-135M: mobilellm quantize (blue) and llama-quantize with an imatrix (grey)"
+    axes.set_title(title, fontsize=10)
     figure.savefig(DOCS / "quality.png", dpi=110)
 
 
