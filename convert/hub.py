@@ -61,8 +61,8 @@ def download(repo: str, revision: str | None, *, config_only: bool = False) -> P
             return cached
         else:
             reason = (
-                f"cannot be fetched from the hub ({_first_line(cause or error)}), "
-                "and the hub cache has no complete copy"
+                f"is no folder here, it cannot be fetched from the hub ("
+                f"{_first_line(cause or error)}), and the hub cache has no complete copy"
             )
         raise CheckpointError(f"{where} {reason}.") from None
 

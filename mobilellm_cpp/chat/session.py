@@ -26,6 +26,7 @@ class Session:
     def __init__(self, talk: Talk, markdown: bool = True) -> None:
         self.talk = talk
         self._in_command = False
+        self._typed = False  # whether a person types
         terminal = sys.stdout.isatty() and can_draw()
         self._view = TerminalView(sys.stdout, markdown) if terminal else PlainView(sys.stdout)
 
@@ -54,7 +55,8 @@ class Session:
             limit = talk.settings["max_tokens"]
             full = talk.stats.made < limit
             why = "the context is full" if full else f"the limit of {limit} tokens is reached"
-            how = "" if full else "; -n, in a chat /set max_tokens, changes it"
+            option = "/set max_tokens" if self._typed else "-n"
+            how = "" if full else f"; {option} changes it"
             note(f"(cut off: {why}{how})")
         return True
 
@@ -90,6 +92,7 @@ class Session:
         how to leave, and in between it does nothing."""
         from .terminal import Prompt
 
+        self._typed = True
         before = signal.signal(signal.SIGINT, self._interrupt)
         try:
             with unseen_typing():

@@ -203,7 +203,7 @@ def test_a_paste_of_200_lines_is_one_question(person, models):
     chat.wait("the end")
     assert person.files() == []  # nothing was asked yet
     chat.type("\r")
-    chat.wait("cut off: the limit of 3 tokens")
+    chat.wait("cut off: the limit of 3 tokens is reached; /set max_tokens changes it")
     leave(chat)
     (question,) = [line["content"] for line in person.lines() if line.get("role") == "user"]
     assert question == (" " + pasted + "the end").strip()

@@ -275,7 +275,7 @@ def test_a_text_on_a_pipe_is_one_question(place):
     done = chat(place, "chatty", "-n", "6", stdin=text)
     assert done.returncode == 0, done.stderr
     assert done.stdout == answers(place, [text.strip()], n=6) and done.stdout.strip()
-    assert "the limit of 6 tokens is reached" in done.stderr
+    assert "the limit of 6 tokens is reached; -n changes it)" in done.stderr
 
 
 def test_a_question_as_an_argument(place):
