@@ -61,14 +61,10 @@ void score(const float * q, int64_t n_embd_head, const cell_rows & k, const cell
         }
         for (int64_t block = 0; block < n_embd_head; block += 32) {
             for (int e = 0; e < 32; e += L::width) {
-                vec row[4];
                 for (int c = 0; c < 4; ++c) {
-                    row[c] = Reader<L>::load(Reader<L>::at(rows[c], block), e);
-                }
-                for (int g = 0; g < G; ++g) {
-                    const vec x = L::load(q + g * n_embd_head + block + e);
-                    for (int c = 0; c < 4; ++c) {
-                        sums[g][c] = L::fma(x, row[c], sums[g][c]);
+                    const vec row = Reader<L>::load(Reader<L>::at(rows[c], block), e);
+                    for (int g = 0; g < G; ++g) {
+                        sums[g][c] = L::fma(L::load(q + g * n_embd_head + block + e), row, sums[g][c]);
                     }
                 }
             }
@@ -98,17 +94,13 @@ void gather(const float * p, const float * keep, int64_t n_embd_head, const cell
     }
     for (int64_t c = 0; c < v.n; ++c) {
         const uint8_t * from = Reader<L>::at(v.row(c), e - within);
-        vec             values[N];
         if (e == 0) {
             next.fetch(c);
         }
         for (int i = 0; i < N; ++i) {
-            values[i] = Reader<L>::load(from, within + i * L::width);
-        }
-        for (int g = 0; g < G; ++g) {
-            const vec x = L::set1(p[g * mobilellm::max_scores + c]);
-            for (int i = 0; i < N; ++i) {
-                sums[g][i] = L::fma(x, values[i], sums[g][i]);
+            const vec value = Reader<L>::load(from, within + i * L::width);
+            for (int g = 0; g < G; ++g) {
+                sums[g][i] = L::fma(L::set1(p[g * mobilellm::max_scores + c]), value, sums[g][i]);
             }
         }
     }
