@@ -88,7 +88,6 @@ Adapters = Annotated[
 Mlock = Annotated[
     bool, typer.Option("--mlock", help="Keep the weights in memory: they are never swapped out.")
 ]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
 Schedule = Annotated[
     str | None,
     typer.Option(
