@@ -5,7 +5,7 @@
 
 Random weights, one thread, benchmarks/loop.cpp over the libraries of cross builds. Ours is a build
 as it is; stock the same build with MOBILELLM_KERNELS=0: upstream's kernels, compiled for that
-processor, with its repacking. A count is the difference of two runs (of 4 and 2 tokens after 8, or
+processor, with its repacking. A count is the difference of two runs (of 10 and 2 tokens after 8, or
 of prompts of 64 tokens and 1, divided by 64). Bytes are those that a simulated cache (count.c) gets
 from memory, with the sizes of the board's. Weights a cycle are llvm-mca's for the inner loop that
 decodes Q4_0. None of it is time. Progress goes to stderr, the tables (Markdown) to stdout, and with
@@ -134,8 +134,8 @@ class Counter:
 
     def decode(self, processor: str, kernels: str, name: str) -> float:
         """Millions of instructions a decoded token."""
-        few, more = (self.run(processor, kernels, self.model(name), 8, n)[0] for n in (2, 4))
-        return (more - few) / 2e6
+        few, more = (self.run(processor, kernels, self.model(name), 8, n)[0] for n in (2, 10))
+        return (more - few) / 8e6
 
     def prefill(self, processor: str, kernels: str, name: str) -> float:
         """The same a token of a prompt, without what a process of one token takes."""
