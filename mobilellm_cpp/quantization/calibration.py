@@ -10,6 +10,8 @@ executions are summed, and the losses are those before its first one.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -107,7 +109,8 @@ class Calibration:
         exact = embedding[self.tokens]
         rough = used["token_embd.weight"][self.tokens]
         found: dict[str, Bytes] = {}
-        for stored, times in runs(network.schedule):
+        schedule = runs(network.schedule)
+        for at, (stored, times) in enumerate(schedule):
             own = network.weights(stored)
             names = {part: f"blk.{stored}.{part}.weight" for part in MATRICES}
             if names["attn_q"] not in found:
@@ -120,6 +123,10 @@ class Calibration:
             weights = own | {part: self._as_used(n, found[n]) for part, n in names.items()}
             exact = self._advance(exact_end, own, stored, left)
             rough = self._advance(rough_end, weights, stored, left)
+            del own, weights
+            if all(stored != again for again, _ in schedule[at + 1 :]):
+                found = {name: data for name, data in found.items() if name not in names.values()}
+            give_back()
 
     def _block(
         self,
@@ -249,6 +256,15 @@ class Calibration:
             h = h + torch.eye(len(h)) * h.diagonal().mean()
         found[head] = h
         return found
+
+
+def give_back() -> None:
+    """Return free memory to the system: matrices of many sizes leave gaps in glibc's heap, which
+    would grow with every block."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def runs(schedule: list[int]) -> list[tuple[int, int]]:
