@@ -1,7 +1,7 @@
 # make demo     build all, convert the shipped model, chat with it
 # make dev      install so that an edited Python file counts at once (see docs/architecture.md)
 # make test     all checks and tests (also builds the stock llama.cpp they compare with, once)
-# make bench    docs/measurements.md: our build against stock llama.cpp (half an hour on an idle machine)
+# make bench    docs/measurements.md: our build against stock llama.cpp (20 minutes on an idle machine)
 # make fuzz     spoiled checkpoints and GGUF files and adapters, 5,000 of each: CASES=n, FUZZ_ARGS='--seed n'
 # make test-arm ARM's kernels, cross-compiled, under qemu-user (Debian: g++-aarch64-linux-gnu and qemu-user)
 # make bench-arm  what a token takes on ARM, counted under qemu-user (also llvm-mca-19): docs/measurements.md

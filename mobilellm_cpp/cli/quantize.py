@@ -27,7 +27,7 @@ def quantize(
     type: Annotated[
         str,
         typer.Option(
-            help="A recipe (tiny, small, balanced, best: 3.5, 4.5, 5 and 6.5 bits a weight), or a "
+            help="A recipe (tiny, small, balanced, best: 3.5, 4.5, 5.2, 6.5 bits a weight), or a "
             "type that llama-quantize has: q4_0, q4_k_m, ..."
         ),
     ] = "balanced",

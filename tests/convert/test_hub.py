@@ -292,7 +292,7 @@ def test_revisions(hub: Hub, tmp_path: Path) -> None:
     for revision in (branch, found[0]):
         assert convert(hub, tmp_path, "org/model", revision, HF_HUB_OFFLINE="1") == staged
     message = refusal(hub, tmp_path, "org/model", "stage2", HF_HUB_OFFLINE="1")
-    assert "org/model at revision stage2 cannot be fetched" in message
+    assert "org/model at revision stage2 is no folder here" in message
 
 
 def test_a_folder_has_no_revisions(hub: Hub, tmp_path: Path) -> None:
