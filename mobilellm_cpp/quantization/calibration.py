@@ -10,8 +10,6 @@ executions are summed, and the losses are those before its first one.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..engine.library import give_memory_back
 from ..quant.compensated import damped, rounded
 from ..quant.grids import GRIDS
 from ..quant.packing import packed
@@ -126,7 +125,7 @@ class Calibration:
             del own, weights
             if all(stored != again for again, _ in schedule[at + 1 :]):
                 found = {name: data for name, data in found.items() if name not in names.values()}
-            give_back()
+            give_memory_back()  # matrices of many sizes leave gaps in the heap with every block
 
     def _block(
         self,
@@ -256,15 +255,6 @@ class Calibration:
             h = h + torch.eye(len(h)) * h.diagonal().mean()
         found[head] = h
         return found
-
-
-def give_back() -> None:
-    """Return free memory to the system: matrices of many sizes leave gaps in glibc's heap, which
-    would grow with every block."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def runs(schedule: list[int]) -> list[tuple[int, int]]:
