@@ -57,14 +57,19 @@ class Terminal:
         return self.screen.buffer[y]
 
     def wait(self, pattern: str, *, after: str = "", seconds: float = 20) -> str:
-        """Waits until the text, that behind the last `after`, holds a pattern. Gives the text."""
+        """Waits until the text, that behind the last `after`, holds a pattern. Gives the text.
+
+        A space in the pattern matches the end of a line, too: where texts wrap depends on the
+        length of a temporary folder's name.
+        """
+        wrapped = pattern.replace(" ", "[ \n]")
         until = time.monotonic() + seconds
         while True:
             alive = self.read()
             text = self.text()
             part = text[text.rfind(after) + len(after) :] if after else text
             part = part if after in text else ""
-            if re.search(pattern, part, re.M):
+            if re.search(wrapped, part, re.M):
                 return text
             assert alive and time.monotonic() < until, f"no {pattern!r} in:\n{text}"
 
