@@ -172,8 +172,8 @@ def _improve_codes(result: Rounded, weights: Tensor, h: Tensor, width: int = 64)
             codes[j] = grid.codes(target, scale[j], minimum[j])
             moved = grid.values(codes[j], scale[j], minimum[j]) - values[j]
             values[j] += moved
-            part -= h[a:b, j, None] * moved
-        gradient -= h[:, a:b] @ (values[a:b] - before)
+            part[j - a :].addr_(h[j:b, j], moved, alpha=-1)
+        gradient[b:] -= h[b:, a:b] @ (values[a:b] - before)
     result.codes = codes.T.contiguous()
 
 
@@ -186,13 +186,7 @@ def _improve_scales(result: Rounded, weights: Tensor, h: Tensor, rows: int = 128
         basis = result.codes[a : a + rows]
         parts = [basis, torch.ones_like(basis)] if grid.minimum else [basis]
         count = len(parts) * groups
-        normal = torch.empty(len(w), count, count)
-        for i, left in enumerate(parts):
-            # H restricted to each group, times that group's numbers: [rows, columns, groups]
-            moved = torch.einsum("cgn,rgn->rcg", h.view(-1, groups, n), left.view(-1, groups, n))
-            for k, right in enumerate(parts):
-                product = (right[:, :, None] * moved).view(len(w), groups, n, groups).sum(2)
-                normal[:, k * groups : (k + 1) * groups, i * groups : (i + 1) * groups] = product
+        normal = _normal(parts, h, n)
         wanted = w @ h
         target = torch.cat([(p * wanted).view(-1, groups, n).sum(2) for p in parts], 1)
         size = normal.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-20)
@@ -205,6 +199,24 @@ def _improve_scales(result: Rounded, weights: Tensor, h: Tensor, rows: int = 128
         result.scale[a : a + rows] = found[:, :groups]
         if grid.minimum:
             result.minimum[a : a + rows] = found[:, groups:]
+
+
+def _normal(parts: list[Tensor], h: Tensor, n: int) -> Tensor:
+    """[rows, count, count]: H between the groups of n columns of each row, each group of each part
+    [rows, columns] as one direction. What is on one side of the diagonal is on the other, too."""
+    rows, columns = parts[0].shape
+    groups = columns // n
+    turned = [part.T.contiguous() for part in parts]
+    normal = torch.empty(rows, len(parts) * groups, len(parts) * groups)
+    for g in range(groups):
+        a, b = g * n, (g + 1) * n
+        for i, left in enumerate(turned):
+            moved = h[a:, a:b] @ left[a:b]
+            for k, right in enumerate(turned):
+                found = (moved * right[a:]).view(-1, n, rows).sum(1).T
+                normal[:, k * groups + g : (k + 1) * groups, i * groups + g] = found
+                normal[:, i * groups + g, k * groups + g : (k + 1) * groups] = found
+    return normal
 
 
 def loss(result: Rounded, weights: Tensor, h: Tensor) -> float:

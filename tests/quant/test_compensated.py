@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mobilellm_cpp.quant.compensated import damped, loss, rounded
+from mobilellm_cpp.quant.compensated import _improve_scales, damped, loss, rounded
 from mobilellm_cpp.quant.grids import GRIDS
 from mobilellm_cpp.quant.packing import packed
 from mobilellm_cpp.quant.rounding import Rounder, dequantize
-from mobilellm_cpp.quant.types import TensorType
+from mobilellm_cpp.quant.types import Q4_0, Q5_1, TensorType
 
 ROWS, COLUMNS = 48, 256
 
@@ -34,3 +34,26 @@ def test_rounded(kind: TensorType) -> None:
     error = weights - torch.from_numpy(dequantize(plain, kind.id, COLUMNS))
     assert loss(result, weights, h) < 0.6 * float((error @ h * error).sum())
     assert loss(result, weights, h) < loss(rounded(weights, h, GRIDS[kind], 0), weights, h)
+
+
+@pytest.mark.parametrize("kind", [Q4_0, Q5_1], ids=lambda kind: kind.name)
+def test_scales(kind: TensorType) -> None:
+    """They are what lstsq finds for the codes, over inputs whose second moments are H."""
+    torch.manual_seed(0)
+    weights = torch.randn(3, COLUMNS)
+    inputs = torch.randn(2000, COLUMNS) @ (
+        torch.randn(COLUMNS, COLUMNS) * 0.05 + torch.eye(COLUMNS)
+    )
+    h = inputs.T @ inputs
+    grid = GRIDS[kind]
+    result = rounded(weights, h, grid, 0)
+    _improve_scales(result, weights, h)
+    groups = torch.block_diag(*[torch.ones(grid.group, 1)] * (COLUMNS // grid.group))
+    for row in range(len(weights)):
+        basis = result.codes[row][:, None] * groups
+        basis = torch.cat([basis, groups], 1) if grid.minimum else basis
+        found = torch.linalg.lstsq(
+            inputs.double() @ basis.double(), inputs.double() @ weights[row].double()
+        )
+        own = torch.cat([result.scale[row], result.minimum[row]])[: basis.shape[1]]
+        torch.testing.assert_close(own, found.solution.float(), rtol=2e-3, atol=2e-4)
