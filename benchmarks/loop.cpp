@@ -4,8 +4,8 @@
 //                                                     there, another after MADE tokens, how many it decoded on stderr
 //     loop MODEL THREADS load                         prints the seconds until the model is loaded, and from the same
 //                                                     start until one token is decoded
-//     loop MODEL THREADS batch N STEPS                prints the tokens/s of N sequences of 16 tokens that go on in one
-//                                                     batch a step, greedily
+//     loop MODEL THREADS batch N STEPS [UNIFIED]      prints the tokens/s of N sequences of 16 tokens that go on in one
+//                                                     batch a step, greedily, in one cache (1) or in one each (0)
 //     loop MODEL THREADS embed N LENGTH UNIFIED       prints the texts/s of N texts of so many tokens in one batch,
 //     their
 //                                                     states pooled by the mean, in one cache or in one each
@@ -192,7 +192,7 @@ int main(int argc, char ** argv) {
     }
     if (mode == "batch" && argc > 5) {
         const int n = std::atoi(argv[4]);
-        session   s(argv[1], std::atoi(argv[2]), true, GGML_TYPE_F16, n);
+        session   s(argv[1], std::atoi(argv[2]), true, GGML_TYPE_F16, n, argc < 7 || std::atoi(argv[6]) != 0);
         std::printf("%.6g\n", s.batched(n, std::atoi(argv[5])));
         return 0;
     }

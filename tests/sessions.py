@@ -63,14 +63,16 @@ class Session:
             llama_cpp.llama_decode(self.ctx, llama_cpp.llama_batch_get_one(array, len(tokens))) == 0
         )
 
-    def state(self) -> bytes:
-        buffer = (ctypes.c_uint8 * llama_cpp.llama_state_seq_get_size(self.ctx, 0))()
-        assert llama_cpp.llama_state_seq_get_data(self.ctx, buffer, len(buffer), 0) == len(buffer)
+    def state(self, sequence: int = 0) -> bytes:
+        buffer = (ctypes.c_uint8 * llama_cpp.llama_state_seq_get_size(self.ctx, sequence))()
+        done = llama_cpp.llama_state_seq_get_data(self.ctx, buffer, len(buffer), sequence)
+        assert done == len(buffer)
         return bytes(buffer)
 
-    def restore(self, state: bytes) -> None:
+    def restore(self, state: bytes, sequence: int = 0) -> None:
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        assert llama_cpp.llama_state_seq_set_data(self.ctx, buffer, len(state), 0) == len(state)
+        done = llama_cpp.llama_state_seq_set_data(self.ctx, buffer, len(state), sequence)
+        assert done == len(state)
 
 
 def load(path: Path, **arguments: object) -> MobileLLM:

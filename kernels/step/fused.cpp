@@ -66,20 +66,21 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
         const bool    columns = transposed(l.v);
         const int64_t v_cell  = columns ? l.v->nb[0] : l.v->nb[2];
         const int64_t v_elem  = columns ? l.v->nb[2] : 0;
-        layers_.push_back(
-            { static_cast<const float *>(l.attn_norm->data),
-              static_cast<const float *>(l.ffn_norm->data),
-              { with_pairs(l.wq), with_pairs(l.wk), with_pairs(l.wv) },
-              with_pairs(l.wo),
-              with_pairs(l.ffn_gate),
-              with_pairs(l.ffn_up),
-              with_pairs(l.ffn_down),
-              { static_cast<uint8_t *>(l.k->data), l.k->type, false, int64_t(l.k->nb[2]), 0, int64_t(l.k->nb[1]) },
-              { static_cast<uint8_t *>(l.v->data), l.v->type, columns, v_cell, v_elem, int64_t(l.v->nb[1]) },
-              l.rope,
-              l.qk_norm,
-              l.cache,
-              nullptr });
+        layers_.push_back({ static_cast<const float *>(l.attn_norm->data),
+                            static_cast<const float *>(l.ffn_norm->data),
+                            { with_pairs(l.wq), with_pairs(l.wk), with_pairs(l.wv) },
+                            with_pairs(l.wo),
+                            with_pairs(l.ffn_gate),
+                            with_pairs(l.ffn_up),
+                            with_pairs(l.ffn_down),
+                            { static_cast<uint8_t *>(l.k->data), l.k->type, false, int64_t(l.k->nb[2]), 0,
+                              int64_t(l.k->nb[1]), int64_t(l.k->nb[3]) },
+                            { static_cast<uint8_t *>(l.v->data), l.v->type, columns, v_cell, v_elem,
+                              int64_t(l.v->nb[1]), int64_t(l.v->nb[3]) },
+                            l.rope,
+                            l.qk_norm,
+                            l.cache,
+                            nullptr });
     }
     for (size_t il = 1; il + 1 < layers_.size(); ++il) {
         const auto same = [&](size_t a, size_t b) { return layers_[a].wo.data == layers_[b].wo.data; };
@@ -275,22 +276,26 @@ void fused_step::ready_for_scores(const layer & l, float * heads, int64_t n) con
     }
 }
 
-void fused_step::write_cell(const layer & l, const private_arrays & own, const float * qkv, int64_t head,
-                            int64_t cell) const {
-    const fused_model & m   = model_;
-    const float *       k   = qkv + q_size_ + head * m.n_embd_head;
-    const float *       v   = k + m.n_head_kv * m.n_embd_head;
-    float *             row = own.vector;
+void fused_step::write_cell(const layer & l, const request_cache & cache, const private_arrays & own, const float * qkv,
+                            int64_t head, int64_t token) const {
+    const fused_model & m    = model_;
+    const int64_t       cell = cache.cell(token);
+    const float *       k    = qkv + q_size_ + head * m.n_embd_head;
+    const float *       v    = k + m.n_head_kv * m.n_embd_head;
+    float *             row  = own.vector;
+    const auto          at   = [&](const head_cache & all) {
+        return const_cast<uint8_t *>(cache.stream(all, token).data) + head * all.head + cell * all.cell;
+    };
 
     std::copy(k, k + m.n_embd_head, row);
     ready_for_scores(l, row, 1);
-    ops_.store(row, m.n_embd_head, l.k.type, const_cast<uint8_t *>(l.k.data) + head * l.k.head + cell * l.k.cell);
+    ops_.store(row, m.n_embd_head, l.k.type, at(l.k));
 
     std::copy(v, v + m.n_embd_head, row);
     if (m.v_rotation) {
         ops_.hadamard(row, m.n_embd_head, m.v_rotation);
     }
-    uint8_t * out = const_cast<uint8_t *>(l.v.data) + head * l.v.head + cell * l.v.cell;
+    uint8_t * out = at(l.v);
     if (!l.v.transposed) {
         ops_.store(row, m.n_embd_head, l.v.type, out);
         return;

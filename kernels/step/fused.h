@@ -25,7 +25,8 @@ struct fused_layer {
     const ggml_tensor * ffn_gate;
     const ggml_tensor * ffn_up;
     const ggml_tensor * ffn_down;
-    // llama.cpp's views of its KV cache: k (n_embd_head, n_head_kv, n_kv), v likewise or (n_kv, n_head_kv, n_embd_head)
+    // llama.cpp's views of its KV cache: k (n_embd_head, n_head_kv, n_kv, n), v likewise or (n_kv, n_head_kv,
+    // n_embd_head, n), where they view n streams of a cache with as many cells each
     const ggml_tensor * k;
     const ggml_tensor * v;
 
@@ -38,7 +39,7 @@ constexpr int max_caches = 2;  // one of all layers alike, or one of full and on
 
 struct fused_cache {
     int64_t n_kv;  // cells the mask speaks of
-    int64_t size;  // cells of the whole cache
+    int64_t size;  // cells of a stream of the cache
 };
 
 // What an adapter adds to a matrix wherever it is multiplied by.
@@ -56,7 +57,8 @@ struct fused_model {
     const ggml_tensor *      output;  // nullptr: the normed states are the result, not the logits
 
     int64_t n_tokens;
-    int64_t n_seqs;  // that they belong to
+    int64_t n_seqs;     // that they belong to
+    int64_t n_streams;  // of the cache that they use: as many tokens of each, one stream after the other
     int64_t n_outputs;
     int64_t n_embd;
     int64_t n_ff;
@@ -92,8 +94,8 @@ struct fused_interface {
     // A ggml_custom_op_t; user data is the step, and dst (n_vocab or n_embd, at least n_outputs) has the sources
     // 0: embeddings (n_embd, n_tokens), F32; 1: positions (n_tokens), I32; 2: tokens (n_outputs) that are wanted,
     // ascending, I32; 3: the sequence of each token (n_tokens) and then, for each cache, the positions that its cells
-    // hold (n_kv), I32; and for each cache, from 4 on: cells to write (n_tokens), I64; mask (n_kv, n_tokens), F32 or
-    // F16, 0 or -inf
+    // hold (n_kv, n_streams), I32; and for each cache, from 4 on: cells to write (n_tokens), counted through all its
+    // streams, I64; mask (n_kv, n_tokens), F32 or F16, 0 or -inf
     void (*run)(ggml_tensor * dst, int ith, int nth, void * step);
 
     // A LoRA pair in the form that the step reads (low_rank.h): its bytes, and packing it.

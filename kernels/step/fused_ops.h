@@ -20,7 +20,8 @@ struct head_cache {
     bool            transposed;
     int64_t         cell;
     int64_t         element;
-    int64_t         head;  // bytes to the next KV head
+    int64_t         head;    // bytes to the next KV head
+    int64_t         stream;  // bytes to the next stream, which has as many cells of its own
 };
 
 constexpr int     max_shards = 8;    // of attention over the cells

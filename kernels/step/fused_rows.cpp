@@ -29,7 +29,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
                 list[n_seen++] = int32_t(cell);
             }
         }
-        cache.sort(list, n_seen);
+        cache.sort(t, list, n_seen);
         lists_[i / n].n_cells[t] = n_seen;
     }
     std::memcpy(own.x, r.embd, n * m.n_embd * sizeof(float));
@@ -58,8 +58,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
         if (n > 1) {
             for (int64_t i = heads.begin; i < heads.end; ++i) {
                 const int64_t t = i / m.n_head_kv;
-                write_cell(l, own, qkv_ + t * qkv_size_, i % m.n_head_kv,
-                           r.caches[l.cache].cells[t] % m.caches[l.cache].size);
+                write_cell(l, r.caches[l.cache], own, qkv_ + t * qkv_size_, i % m.n_head_kv, t);
             }
             meet();
         }
@@ -107,7 +106,8 @@ int fused_step::n_shards(const layer & l, int64_t token) const {
 }
 
 void fused_step::attend(const layer & l, const fused_request & r, const private_arrays & own, int ith, int nth) {
-    const fused_model & m = model_;
+    const fused_model &   m     = model_;
+    const request_cache & cache = r.caches[l.cache];
 
     int64_t n_tasks = 0;
     for (int64_t t = 0; t < m.n_tokens; ++t) {
@@ -121,9 +121,10 @@ void fused_step::attend(const layer & l, const fused_request & r, const private_
         if (begin >= end) {
             continue;
         }
-        const float *   qkv  = qkv_ + t * qkv_size_;
-        const int64_t   cell = r.caches[l.cache].cells[t] % m.caches[l.cache].size;
-        const int32_t * list = lists_[l.cache].cells + t * m.caches[l.cache].n_kv;
+        const float *    qkv  = qkv_ + t * qkv_size_;
+        const head_cache k    = cache.stream(l.k, t);
+        const head_cache v    = cache.stream(l.v, t);
+        const int32_t *  list = lists_[l.cache].cells + t * cache.n_kv;
         std::copy(qkv, qkv + q_size_, own.q);
         ready_for_scores(l, own.q, m.n_head);
         for (int64_t i = 0; i < q_size_; ++i) {
@@ -141,12 +142,12 @@ void fused_step::attend(const layer & l, const fused_request & r, const private_
             const int64_t   q_head   = head * n_group_;
             const int64_t   slot     = (t * max_shards + shard) * m.n_head + q_head;
             // a token alone: whoever reads its cell writes it first
-            const int32_t * own_cell = std::find(list + cells.begin, list + cells.end, int32_t(cell));
+            const int32_t * own_cell = std::find(list + cells.begin, list + cells.end, int32_t(cache.cell(t)));
             for (int64_t h = head; m.n_tokens == 1 && own_cell != list + cells.end && h < head + n_heads; ++h) {
-                write_cell(l, own, qkv, h, cell);
+                write_cell(l, cache, own, qkv, h, t);
             }
-            ops_.attend({ m.n_embd_head, int(head), int(n_heads), int(n_group_), own.q + q_head * m.n_embd_head, l.k,
-                          l.v, list + cells.begin, cells.size(), task == begin, n_next, own.scores,
+            ops_.attend({ m.n_embd_head, int(head), int(n_heads), int(n_group_), own.q + q_head * m.n_embd_head, k, v,
+                          list + cells.begin, cells.size(), task == begin, n_next, own.scores,
                           out_ + slot * m.n_embd_head, largest_ + slot, sum_ + slot });
         }
     }

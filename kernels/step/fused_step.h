@@ -59,7 +59,7 @@ struct layer {
     projection    gate;
     projection    up;
     projection    down;
-    head_cache    k;  // of KV head 0
+    head_cache    k;  // of KV head 0 and the first of the request's streams
     head_cache    v;
     bool          rope;
     bool          qk_norm;
@@ -67,17 +67,23 @@ struct layer {
     const layer * later;  // in whose turn the weights change, when those of this layer come from the cache
 };
 
-// What a request says of one cache.
+// What a request says of one cache. A cell is one of the token's stream.
 struct request_cache {
-    bool sees(int64_t token, int64_t cell) const;
+    bool            sees(int64_t token, int64_t cell) const;
+    int64_t         cell(int64_t token) const { return cells[token] % size; }  // where its K and V go
+    head_cache      stream(const head_cache & all, int64_t token) const;
+    const int32_t * positions(int64_t token) const { return held + token / n_each * n_kv; }  // (n_kv)
 
     // Puts cells in the order of their positions, in which attention adds them up: where they lie in the cache is an
     // accident of who else uses it. `seen`, if any, has a value for each of the n cells, which goes with it.
-    void sort(int32_t * cells, int64_t n, uint64_t * seen = nullptr) const;
+    void sort(int64_t token, int32_t * cells, int64_t n, uint64_t * seen = nullptr) const;
 
-    const int64_t *     cells;  // (n_tokens) where K and V go, in the whole cache
+    int64_t             n_kv;
+    int64_t             size;    // cells of a stream
+    int64_t             n_each;  // tokens of each stream
+    const int64_t *     cells;   // (n_tokens) where K and V go, counted through all streams of the cache
     const ggml_tensor * mask;
-    const int32_t *     positions;  // (n_kv) of its cells
+    const int32_t *     held;  // (n_streams, n_kv) the positions of cells
 };
 
 // The sources of the node and where its result goes.
@@ -143,7 +149,8 @@ class fused_step {
     void project_qkv(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
                      const float * rope, float * qkv, int ith, int nth) const;
     void ready_for_scores(const layer & l, float * heads, int64_t n) const;
-    void write_cell(const layer & l, const private_arrays & own, const float * qkv, int64_t head, int64_t cell) const;
+    void write_cell(const layer & l, const request_cache & cache, const private_arrays & own, const float * qkv,
+                    int64_t head, int64_t token) const;
     void finish(const float * x, float * vector, activations * input, float * out) const;
     void project_output(const activations * input, float * out, int ith, int nth) const;
     void quantize_heads(float * heads, activations * out) const;

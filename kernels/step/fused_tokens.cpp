@@ -102,7 +102,7 @@ void fused_step::prepare(const fused_request & r, int64_t chunk, range tokens) {
                 cells[n++] = int32_t(cell);
             }
         }
-        r.caches[c].sort(cells, n, seen);
+        r.caches[c].sort(tokens.begin, cells, n, seen);
         lists_[c].n_cells[chunk] = n;
     }
 }
@@ -116,7 +116,7 @@ void fused_step::begin_layer(const layer & l, const fused_request & r, const pri
     project_qkv(l, nullptr, own, tokens.size(), rope_ + tokens.begin * m.n_embd_head, qkv, 0, 1);
     for (int64_t t = tokens.begin; t < tokens.end; ++t, qkv += qkv_size_) {
         for (int64_t head = 0; head < m.n_head_kv; ++head) {
-            write_cell(l, own, qkv, head, r.caches[l.cache].cells[t] % m.caches[l.cache].size);
+            write_cell(l, r.caches[l.cache], own, qkv, head, t);
         }
         ready_for_scores(l, qkv, m.n_head);
         for (int64_t i = 0; i < q_size_; ++i) {
@@ -128,11 +128,11 @@ void fused_step::begin_layer(const layer & l, const fused_request & r, const pri
 // Of some tokens of a chunk that begins with token `first`.
 void fused_step::finish_layer(const layer & l, const fused_request & r, const private_arrays & own, int64_t chunk,
                               int64_t first, range tokens) {
-    const fused_model & m    = model_;
-    const seen_cells &  list = lists_[l.cache];
-    const int64_t       n_kv = m.caches[l.cache].n_kv;
-    const int64_t       n    = tokens.size();
-    float *             x    = x_ + tokens.begin * m.n_embd;
+    const fused_model &   m     = model_;
+    const seen_cells &    list  = lists_[l.cache];
+    const request_cache & cache = r.caches[l.cache];
+    const int64_t         n     = tokens.size();
+    float *               x     = x_ + tokens.begin * m.n_embd;
 
     for (int64_t head = 0; head < m.n_head_kv; ++head) {
         const int64_t  at = head * n_group_ * m.n_embd_head;
@@ -141,11 +141,11 @@ void fused_step::finish_layer(const layer & l, const fused_request & r, const pr
                               n,
                               qkv_ + tokens.begin * qkv_size_ + at,
                               qkv_size_,
-                              l.k,
-                              l.v,
-                              list.cells + chunk * n_kv,
-                              r.caches[l.cache].positions,
-                              list.seen + chunk * n_kv,
+                              cache.stream(l.k, first),
+                              cache.stream(l.v, first),
+                              list.cells + chunk * cache.n_kv,
+                              cache.positions(first),
+                              list.seen + chunk * cache.n_kv,
                               tokens.begin - first,
                               list.n_cells[chunk],
                               own.tile,

@@ -15,8 +15,11 @@ fused_request::fused_request(ggml_tensor * dst, const fused_model & model) :
     sequences(static_cast<const int32_t *>(dst->src[3]->data)),
     out(static_cast<float *>(dst->data)) {
     const int32_t * next = sequences + model.n_tokens;
-    for (size_t c = 0; c < model.caches.size(); next += model.caches[c].n_kv, ++c) {
-        caches[c] = { static_cast<const int64_t *>(dst->src[4 + 2 * c]->data), dst->src[5 + 2 * c], next };
+    for (size_t c = 0; c < model.caches.size(); ++c) {
+        const fused_cache & cache = model.caches[c];
+        const auto *        cells = static_cast<const int64_t *>(dst->src[4 + 2 * c]->data);
+        caches[c] = { cache.n_kv, cache.size, model.n_tokens / model.n_streams, cells, dst->src[5 + 2 * c], next };
+        next += cache.n_kv * model.n_streams;
     }
 }
 
@@ -26,8 +29,15 @@ bool request_cache::sees(int64_t token, int64_t cell) const {
                                        : reinterpret_cast<const float *>(row)[cell] == 0.0f;
 }
 
-void request_cache::sort(int32_t * cells, int64_t n, uint64_t * seen) const {
-    const auto earlier = [&](int32_t a, int32_t b) { return positions[a] < positions[b]; };
+head_cache request_cache::stream(const head_cache & all, int64_t token) const {
+    head_cache result = all;
+    result.data += token / n_each * all.stream;
+    return result;
+}
+
+void request_cache::sort(int64_t token, int32_t * cells, int64_t n, uint64_t * seen) const {
+    const int32_t * const at      = positions(token);
+    const auto            earlier = [&](int32_t a, int32_t b) { return at[a] < at[b]; };
     if (std::is_sorted(cells, cells + n, earlier)) {
         return;
     }

@@ -120,6 +120,26 @@ def test_no_bit_depends_on_threads_or_other_tokens(files, tmp_path):
         assert np.array_equal(few, alone[0]) and np.array_equal(prompt, alone[1]), n_threads
 
 
+def test_sequences_with_caches_of_their_own(files, tmp_path):
+    llm = load(files["llama"])
+    pair = adapter(llm, lora_file(tmp_path / "x.gguf", "llama", of_blocks(0, 1)))
+
+    def run(*texts, **params):
+        session = Session(llm, **params)
+        use(session, (pair, 1.0))
+        pieces = (range(20), range(20, 25), range(25, 26))
+        rows = [
+            session.batch([(text[i], i, s) for s, text in enumerate(texts) for i in piece])
+            for piece in pieces
+        ]
+        session.close()
+        return np.concatenate([each.reshape(len(texts), -1, each.shape[-1]) for each in rows], 1)
+
+    texts = TOKENS[:30], TOKENS[30:60], TOKENS[60:]
+    rows = run(*texts, n_seq_max=3, n_ctx=768)
+    assert np.array_equal(rows, np.concatenate([run(text) for text in texts]))
+
+
 def test_what_the_node_does_not_know_of_an_adapter(files, ordinary, tmp_path):
     """A pair of the output matrix runs in a node of its own, one of the embedding in the ordinary
     graph."""

@@ -39,16 +39,6 @@ def test_sequences_in_one_batch_do_not_see_each_other(files, n):
         assert np.array_equal(rows, np.stack(alone))
 
 
-def test_sequences_with_caches_of_their_own_take_the_ordinary_graph(files, ordinary):
-    def run():
-        session = Session(load(files["llama"]), n_seq_max=2, n_ctx=512)
-        rows = session.batch([(TOKENS[i], i, s) for s in (0, 1) for i in range(20)])
-        session.close()
-        return rows
-
-    assert np.array_equal(run(), ordinary(run))
-
-
 @pytest.mark.parametrize("cache", CACHES)
 def test_removed_and_shifted_cells(files, ordinary, cache):
     def run():

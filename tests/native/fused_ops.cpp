@@ -128,8 +128,8 @@ struct cache {
         memory.assign(n_cells * n_heads * row, 0xFF);  // NaN where nothing was written
         values.resize(heads * n_cells * n_embd_head);
 
-        all  = transposed ? head_cache{ memory.data(), type, true, size, n_cells * size, n_cells * row }
-                          : head_cache{ memory.data(), type, false, n_heads * row, size, row };
+        all  = transposed ? head_cache{ memory.data(), type, true, size, n_cells * size, n_cells * row, 0 }
+                          : head_cache{ memory.data(), type, false, n_heads * row, size, row, 0 };
         view = all;
         view.data += all.head;
         for (int64_t i = 0; i < heads * n_cells; ++i) {

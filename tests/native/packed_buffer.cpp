@@ -234,6 +234,7 @@ struct small_model {
         fused.output           = nullptr;
         fused.n_tokens         = n_tokens;
         fused.n_seqs           = 1;
+        fused.n_streams        = 1;
         fused.n_outputs        = n_outputs;
         fused.n_embd           = n_embd;
         fused.n_ff             = n_ff;

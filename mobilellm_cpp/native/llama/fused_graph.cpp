@@ -87,12 +87,11 @@ std::vector<const llama_kv_cache_context *> caches_of(const llama_memory_context
     return {};
 }
 
-// Tokens of one stream of the KV cache through every layer, and nobody looks at what lies between.
+// Tokens through every layer, and nobody looks at what lies between.
 bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
     const llama_cparams & c = params.cparams;
 
-    const bool step = (c.kv_unified || params.ubatch.n_seqs_unq == 1) &&
-                      (params.gtype == LLM_GRAPH_TYPE_DEFAULT || params.gtype == LLM_GRAPH_TYPE_DECODER);
+    const bool step = params.gtype == LLM_GRAPH_TYPE_DEFAULT || params.gtype == LLM_GRAPH_TYPE_DECODER;
     const bool seen =
         c.embeddings_nextn || (c.cb_eval && c.cb_eval != mobilellm_at_final_norm) ||
         std::find(c.embeddings_layer_inp.begin(), c.embeddings_layer_inp.end(), true) != c.embeddings_layer_inp.end();
@@ -128,7 +127,11 @@ const void * packed(llama_adapter_lora & adapter, const llama_adapter_lora_weigh
 struct graph_input_step : public llm_graph_input_i {
     graph_input_step(fused_step * step, ggml_tensor * node, const fused_model & model,
                      const std::vector<const llama_kv_cache_context *> & contexts) :
-        step(step), node(node), caches(model.caches), n_layer(uint32_t(model.layers.size())) {
+        step(step),
+        node(node),
+        caches(model.caches),
+        n_streams(model.n_streams),
+        n_layer(uint32_t(model.layers.size())) {
         for (const llama_kv_cache_context * context : contexts) {
             kv_caches.push_back(context->mobilellm_cache());
         }
@@ -141,9 +144,12 @@ struct graph_input_step : public llm_graph_input_i {
             values.push_back(ubatch->seq_id[i][0]);
         }
         for (size_t c = 0; c < caches.size(); ++c) {
-            const llama_kv_cells & cells = kv_caches[c]->get_cells(ubatch->seq_id[0][0]);
-            for (int64_t i = 0; i < caches[c].n_kv; ++i) {
-                values.push_back(cells.is_empty(i) ? -1 : cells.pos_get(i));
+            for (int64_t s = 0; s < n_streams; ++s) {
+                const llama_seq_id     seq   = ubatch->seq_id[s * ubatch->n_tokens / n_streams][0];
+                const llama_kv_cells & cells = kv_caches[c]->get_cells(seq);
+                for (int64_t i = 0; i < caches[c].n_kv; ++i) {
+                    values.push_back(cells.is_empty(i) ? -1 : cells.pos_get(i));
+                }
             }
         }
         ggml_backend_tensor_set(node->src[3], values.data(), 0, ggml_nbytes(node->src[3]));
@@ -156,6 +162,7 @@ struct graph_input_step : public llm_graph_input_i {
     ggml_tensor * const                 node;
     const std::vector<fused_cache>      caches;
     std::vector<const llama_kv_cache *> kv_caches;
+    const int64_t                       n_streams;
     const uint32_t                      n_layer;
     std::vector<int32_t>                values;
 };
@@ -181,7 +188,7 @@ struct fused_graph : public llm_graph_context {
         }
         int64_t n_numbers = n_tokens;
         for (const fused_cache & cache : m.caches) {
-            n_numbers += cache.n_kv;
+            n_numbers += cache.n_kv * m.n_streams;
         }
         ggml_tensor * numbers = ggml_new_tensor_1d(ctx0, GGML_TYPE_I32, n_numbers);
         ggml_set_input(numbers);
@@ -273,6 +280,7 @@ struct fused_graph : public llm_graph_context {
         m.output_norm = model.output_norm;
         m.n_tokens    = n_tokens;
         m.n_seqs      = ubatch.n_seqs_unq;
+        m.n_streams   = cparams.kv_unified ? 1 : ubatch.n_seqs_unq;
         m.n_outputs   = n_outputs;
         m.n_embd      = n_embd;
         m.n_ff        = hparams.n_ff();
