@@ -27,6 +27,8 @@ PINS = {
     "onnxruntime": ["onnxruntime-genai==0.18.0", "onnx", "onnx-ir", *TORCH],
     "ctranslate2": ["ctranslate2==4.8.5", *TORCH],
     "ik_llama": ["ik-llama-cpp-python==0.1.5"],
+    "mnn": ["MNN==3.6.1", "llmexport==0.0.5", "onnx", *TORCH],
+    "executorch": ["executorch==1.5.1", "torchao==0.18.0", *TORCH],
 }
 FIGURES = {  # larger is better, but for the last two
     "decode": "decode, tokens/s at depth 64",

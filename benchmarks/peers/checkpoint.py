@@ -1,5 +1,5 @@
 """A Llama checkpoint of random weights at a shape of MobileLLM, as transformers stores it, with a
-tokenizer of as many made-up words: python checkpoint.py 125M FOLDER"""
+byte-level BPE of made-up words (MNN knows none of whole words): python checkpoint.py 125M FOLDER"""
 
 import json
 import sys
@@ -36,15 +36,21 @@ def main() -> None:
 
 
 def write_tokenizer(folder: Path, size: int) -> None:
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, size)}
+    from tokenizers import pre_tokenizers
+
+    pieces = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    pieces += [f"w{i}" for i in range(len(pieces), size)]
+    words = {piece: i for i, piece in enumerate(pieces)}
     special = {"special": True, "single_word": False, "lstrip": False, "rstrip": False}
     added = [{"id": i, "content": t, "normalized": False, **special} for t, i in words.items()][:3]
-    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    level["use_regex"] = True
     tokenizer = {
         "version": "1.0",
         "added_tokens": added,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "model": model,
+        "pre_tokenizer": level,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": words, "merges": []},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
