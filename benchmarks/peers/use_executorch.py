@@ -65,7 +65,8 @@ def convert(checkpoint: Path, out: Path) -> None:
         "export.output_name": out / "model.pte",
     }
     exporter = [sys.executable, "-m", "executorch.examples.models.llama.export_llama", "--hydra"]
-    subprocess.run([*exporter, *(f"{key}={value}" for key, value in options.items())], check=True)
+    settings = [f"{key}={value}" for key, value in options.items()]
+    subprocess.run([*exporter, *settings], check=True, cwd=out)  # which leaves its log there
     (out / "weights.pth").unlink()
 
 
