@@ -69,6 +69,7 @@ def convert_checkpoint(
     out: str | Path | None = None,
     *,
     type: WeightType = "f16",
+    head: str | None = None,
     schedule: str | Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
     portable: bool = False,
@@ -86,6 +87,8 @@ def convert_checkpoint(
     counts it. Where the checkpoint holds scales of quantization-aware training (torchao's
     `weight_fake_quantizer.scale`) they are the lattice, and weights that are not on it yet are
     rounded as the training rounded them. It is refused when no matrix is on a lattice.
+    `head` is another type for the output head (the embedding, where they are one): q5_0, q4_0, or
+    any other that `mobilellm quantize` writes.
     `schedule` overrides the order in which the stored blocks are executed: immediate,
     repeat-all-over, reverse, "0,0,1,..." or block numbers.
     `settings` override fields of config.json (of a source that is not open yet).
@@ -102,6 +105,8 @@ def convert_checkpoint(
     if type not in (*OUTPUT_TYPES, EXACT):
         names = ", ".join((*OUTPUT_TYPES, EXACT))
         raise CheckpointError(f"type must be one of {names}, not {type!r}.")
+    if type == EXACT and head is not None:
+        raise CheckpointError(f"type {EXACT} keeps the head as it is: it cannot have another type.")
     try:
         checkpoint = source
         if not isinstance(checkpoint, Checkpoint):
@@ -133,7 +138,7 @@ def convert_checkpoint(
             types = _exact_types(checkpoint, model.weights, progress)
         else:
             types = {
-                weight.name: tensor_type(type, weight.name, weight.tensor.shape, model.tied)
+                weight.name: tensor_type(type, weight.name, weight.tensor.shape, model.tied, head)
                 for weight in model.weights
             }
     except OSError as error:

@@ -46,16 +46,19 @@ def converted(
     source: str | Path,
     type: "FileType",
     *,
+    head: str | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The GGUF file of a checkpoint folder or hub id in `type`, converted unless the cache has it.
+    """The GGUF file of a checkpoint folder or hub id in `type`, its output head in another if
+    `head` names one, converted unless the cache has it.
 
     Where the cache cannot be written the file goes to a temporary folder, which is removed when
     this process ends, and a warning is logged. Raises CheckpointError.
     """
     from .convert import open_checkpoint  # not needed to run a file
     from .convert.gguf_file import OutputError
+    from .quant.mixes import type_of_head
 
     try:
         checkpoint = open_checkpoint(source, revision)
@@ -64,9 +67,12 @@ def converted(
         raise CheckpointError(f"{error.filename or source}: {error.strerror or error}.") from error
     origin = str(Path(source).resolve()) if Path(source).exists() else f"{source}"
     origin += f"@{revision}" if revision else ""
-    name = f"{checkpoint.name[:48]}-{type}-{key}.gguf"  # with what else it holds at most 255 bytes
+    if head is not None:
+        type_of_head(head, 1, CheckpointError)
+    # with what else it holds at most 255 bytes
+    name = f"{checkpoint.name[:48]}-{_kind(type, head)}-{key}.gguf"
     try:
-        return _kept(cache_folder() / name, checkpoint, origin, type, progress)
+        return _kept(cache_folder() / name, checkpoint, origin, type, head, progress)
     except OutputError as error:
         reason = str(error).rstrip(".")
     advice = "set MOBILELLM_CACHE to a folder that can be written"
@@ -74,13 +80,22 @@ def converted(
         path = _temporary_folder() / name
         if not _is_whole(path):
             log.warning("%s, so it will be converted anew each time: %s", reason, advice)
-        return _kept(path, checkpoint, origin, type, progress)
+        return _kept(path, checkpoint, origin, type, head, progress)
     except OutputError as error:
         raise CheckpointError(f"{reason}, and {str(error).rstrip('.')}: {advice}.") from error
 
 
+def _kind(type: str, head: str | None) -> str:
+    return type if head is None else f"{type}+{head.lower()}"
+
+
 def _kept(
-    path: Path, checkpoint: "Checkpoint", source: str, type: "FileType", progress: Progress | None
+    path: Path,
+    checkpoint: "Checkpoint",
+    source: str,
+    type: "FileType",
+    head: str | None,
+    progress: Progress | None,
 ) -> Path:
     """The file, converted if it is not there as a conversion left it. Raises OutputError where it
     cannot be written."""
@@ -93,17 +108,21 @@ def _kept(
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
         log.info("%s is converted to %s", source, path)
-        _convert(checkpoint, path, type, progress)
+        _convert(checkpoint, path, type, head, progress)
         with contextlib.suppress(OSError):  # somebody empties the cache
             _remember(path, _digest(path), {"source": source, "code": converter_key()})
-            forget_older(source, type)
+            forget_older(source, _kind(type, head))
     with contextlib.suppress(OSError):
         os.utime(record_of(path))  # when it was last used
     return path
 
 
 def _convert(
-    checkpoint: "Checkpoint", path: Path, type: "FileType", progress: Progress | None
+    checkpoint: "Checkpoint",
+    path: Path,
+    type: "FileType",
+    head: str | None,
+    progress: Progress | None,
 ) -> None:
     """The file in a type, or by a recipe without calibration, which takes seconds."""
     from .convert import convert_checkpoint
@@ -114,9 +133,9 @@ def _convert(
     if type in RECIPE_NAMES:
         from .quantization.checkpoint import convert_to  # reads the file with libllama
 
-        convert_to(checkpoint, path, type, progress=progress)
+        convert_to(checkpoint, path, type, head=head, progress=progress)
     else:
-        convert_checkpoint(checkpoint, path, type=type, progress=progress)  # type: ignore[arg-type]
+        convert_checkpoint(checkpoint, path, type=type, head=head, progress=progress)  # type: ignore[arg-type]
 
 
 def _is_whole(path: Path) -> bool:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from gguf.constants import LlamaFileType
 
+from mobilellm_cpp.errors import MobileLLMError
+
 from .types import (
     BF16,
     F16,
@@ -114,6 +116,15 @@ def fitting(kind: TensorType, columns: int) -> Choice:
         return Choice(kind)
     smaller = SMALLER_BLOCKS.get(kind, F16)
     return Choice(smaller if columns % smaller.block == 0 else F16, kind)
+
+
+def type_of_head(name: str, columns: int, error: type[MobileLLMError]) -> Choice:
+    """The type that somebody gives the output head (the embedding, where they are one) in place of
+    a mix's own, for rows of `columns`. Raises `error` for one that there is not."""
+    heads = {kind.name.lower(): kind for kind in FILE_TYPES}
+    if name.lower() not in heads:
+        raise error(f"{name} is not a type for the head; choose one of {', '.join(heads)}")
+    return fitting(heads[name.lower()], columns)
 
 
 def _of_block(

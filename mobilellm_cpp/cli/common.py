@@ -109,11 +109,25 @@ Base = Annotated[
         show_default=False,
     ),
 ]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help="Another type for the output head (the embedding, where they are one): q5_0, q4_0, "
+        "... It goes with a --type that is no recipe.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a field of config.json; may be repeated."),
 ]
+
+
+def check_head(head: str | None, by_recipe: bool) -> None:
+    """Refuses a type for the head beside a recipe."""
+    if head is not None and by_recipe:
+        raise typer.BadParameter("--head goes with a type: recipes choose the head's, too")
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from ..quant.weight_type import DEFAULT_TYPE, RECIPE_NAMES, FileType
 from .common import (
     Base,
     ChatTemplate,
+    Head,
     Revision,
     Schedule,
     Settings,
+    check_head,
     checkpoint_name,
     parse_settings,
     progress_bar,
@@ -49,6 +51,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    head: Head = None,
     schedule: Schedule = None,
     settings: Settings = None,
     portable: Annotated[
@@ -76,12 +79,17 @@ def convert(
 
     if verify:
         from ..inspection.verification import verify as compare  # says now if torch is missing
+    check_head(head, (type or DEFAULT_TYPE) in RECIPE_NAMES)
     fields = parse_settings(settings)
     checkpoint = open_source(checkpoint_name(source), revision, fields)
     adapter = None
     if isinstance(checkpoint, Adapter):
         adapter = checkpoint
         if not merge:
+            if head is not None:
+                raise CheckpointError(
+                    f"{source} is an adapter without a head: --head needs --merge"
+                )
             _convert_adapter(adapter, out, base, type, schedule, fields, portable, verify)
             return
         checkpoint = open_base(adapter, base, fields)
@@ -92,6 +100,7 @@ def convert(
             checkpoint,
             out,
             type or DEFAULT_TYPE,
+            head=head,
             schedule=schedule,
             portable=portable,
             chat_template=chat_template,

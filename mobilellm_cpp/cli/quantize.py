@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Revision, checkpoint_name, print_json, printable, progress_bar
+from .common import Head, Revision, check_head, checkpoint_name, print_json, printable, progress_bar
 
 if TYPE_CHECKING:
     from ..quantization.run import Plan
@@ -31,14 +31,7 @@ def quantize(
             "type that llama-quantize has: q4_0, q4_k_m, ..."
         ),
     ] = "balanced",
-    head: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE",
-            help="Another type for the output head (the embedding, where they are one), with a "
-            "--type of llama-quantize: q5_0, q4_0, ...",
-        ),
-    ] = None,
+    head: Head = None,
     target_size: Annotated[
         str | None,
         typer.Option(
@@ -124,8 +117,7 @@ def quantize(
     if imatrix is not None and calibration is not None:
         raise typer.BadParameter("give --imatrix or --calibration, not both")
     type = type.lower()
-    if head is not None and (type in RECIPES or target_size is not None or target_bpw is not None):
-        raise typer.BadParameter("--head goes with a type: recipes choose the head's, too")
+    check_head(head, type in RECIPES or target_size is not None or target_bpw is not None)
     size = None if target_size is None else _bytes(target_size)
     calibrated = calibrate and imatrix is None
     text = builtin_text() if calibration is None else read_text(calibration)
@@ -135,7 +127,7 @@ def quantize(
         plan = _plan(
             opened,
             type,
-            head and head.lower(),
+            head,
             size,
             target_bpw,
             text if calibrated else None,

@@ -245,17 +245,19 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         source: str | Path,
         type: FileType = DEFAULT_TYPE,
         *,
+        head: str | None = None,
         revision: str | None = None,
         **kwargs: Unpack[ModelArguments],
     ) -> "MobileLLM":
-        """The model of a checkpoint folder or hub id, converted to `type` once and cached.
+        """The model of a checkpoint folder or hub id, converted to `type` once and cached;
+        head: another type for the output head, as in convert_checkpoint.
 
         The cache is keyed by the checkpoint's content. kwargs go to MobileLLM. Raises
         CheckpointError when the checkpoint cannot be converted.
         """
         from ..cache import converted
 
-        return cls(converted(source, type, revision=revision), **kwargs)
+        return cls(converted(source, type, head=head, revision=revision), **kwargs)
 
     def set_lora(self, lora: Lora) -> None:
         """Computes with these adapters (a GGUF file and its scale each) and no others from now on;

@@ -10,6 +10,7 @@ from typing import Any
 from ..convert import Checkpoint, convert_checkpoint
 from ..convert.conversion import ConversionReport
 from ..convert.gguf_file import OutputError, check_output
+from ..errors import CheckpointError
 from ..quant.budget import UNCALIBRATED
 from ..quant.calibration_text import builtin_text
 from ..quant.weight_type import FileType
@@ -29,6 +30,7 @@ def convert_to(
     out: str | Path | None,
     type: FileType,
     *,
+    head: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> ConversionReport:
@@ -37,7 +39,11 @@ def convert_to(
     inputs are, and bits are given by what kind a matrix is."""
     if type not in UNCALIBRATED:
         options["type"] = type
-        return convert_checkpoint(checkpoint, out, progress=progress, **options)
+        return convert_checkpoint(checkpoint, out, head=head, progress=progress, **options)
+    if head is not None:
+        raise CheckpointError(
+            "a type for the head goes with a type: recipes choose the head's, too"
+        )
     path = Path(f"{checkpoint.name}-{type}.gguf" if out is None else out).expanduser()
     check_output(path, checkpoint.files)
     try:

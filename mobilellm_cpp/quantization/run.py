@@ -30,9 +30,9 @@ from ..quant.mixes import (
     HEAD,
     MIXES,
     Choice,
-    fitting,
     is_matrix,
     mix_types,
+    type_of_head,
 )
 from ..quant.rounding import Array, Rounder
 from ..quant.types import F32, TensorType
@@ -87,15 +87,12 @@ def make_plan(
     `fallback` where a tensor cannot have the type that it is to have."""
     if type not in MIXES:
         raise ModelError(f"{type} is not a type; choose one of {', '.join((*MIXES, *RECIPES))}")
-    heads = {kind.name.lower(): kind for kind in FILE_TYPES}
-    if head is not None and head not in heads:
-        raise ModelError(f"{head} is not a type for the head; choose one of {', '.join(heads)}")
     shapes = {name: info.shape for name, info in source.tensors.items()}
     grouping = _grouping(source)
     choices = mix_types(type, shapes, source.blocks, grouping, imatrix)
     if head is not None:
         name = EMBEDDING if source.tied else HEAD
-        choices[name] = fitting(heads[head], shapes[name][-1])
+        choices[name] = type_of_head(head, shapes[name][-1], ModelError)
     return plan_of(source, type, choices, MIXES[type][1], fallback)
 
 

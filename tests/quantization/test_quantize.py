@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from mobilellm_cpp.quant.types import Q3_K, Q4_0, Q8_0
 from stock_tools import number, stock_perplexity
 from typer.testing import CliRunner
 
-from mobilellm_cpp import MobileLLM, ModelError
+from mobilellm_cpp import CheckpointError, MobileLLM, ModelError
 from mobilellm_cpp.cli import app
 from mobilellm_cpp.inspection.comparison import compare_models
 from mobilellm_cpp.inspection.perplexity import perplexity
@@ -101,6 +103,47 @@ def test_type_of_the_head(stock_lib: Path, tmp_path: Path, tied: bool) -> None:
     command = [stock_lib / "llama-quantize", option, "q4_0", plain, theirs, "Q8_0", "1"]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     assert tensors(ours) == tensors(theirs)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_type_of_the_head_in_conversion(stock_lib: Path, tmp_path: Path, tied: bool) -> None:
+    source, plain, theirs = tmp_path / "m", tmp_path / "plain.gguf", tmp_path / "theirs.gguf"
+    make_checkpoint(source, tied=tied, dtype="f32")
+    convert_checkpoint(source, plain, type="f32")
+    option = "--token-embedding-type" if tied else "--output-tensor-type"
+    command = [stock_lib / "llama-quantize", option, "q5_0", plain, theirs, "Q8_0", "1"]
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+    ours = tmp_path / "ours.gguf"
+    options = ["--type", "q8_0", "--head", "Q5_0", "--verify"]
+    done = CliRunner().invoke(app, ["convert", str(source), "-o", str(ours), *options])
+    assert done.exit_code == 0, done.output
+    assert tensors(ours) == tensors(theirs)
+
+
+def test_a_head_of_another_type_is_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOBILELLM_CACHE", str(tmp_path / "cache"))
+    make_checkpoint(tmp_path / "m")
+    kinds = []
+    for head in (None, "q4_0", None):
+        with MobileLLM.from_checkpoint(tmp_path / "m", "q8_0", head=head, n_ctx=32) as llm:
+            kinds.append(tensors(Path(llm.model_path))["token_embd.weight"][0])
+    assert kinds == ["Q8_0", "Q4_0", "Q8_0"] and len(list((tmp_path / "cache").glob("*.gguf"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"type": "q4_0", "head": "../x"}, "../x is not a type for the head"),
+        ({"type": "exact", "head": "q4_0"}, "exact keeps the head"),
+        ({"type": "small", "head": "q4_0"}, "recipes choose the head's, too"),
+    ],
+)
+def test_conversion_refuses_a_head(options: Any, says: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "m")
+    with pytest.raises(CheckpointError, match=re.escape(says)):
+        MobileLLM.from_checkpoint(tmp_path / "m", **options)
 
 
 def test_imatrix(demo: Path, text: Path, stock_lib: Path, tmp_path: Path) -> None:
