@@ -30,4 +30,9 @@ class ModelError(MobileLLMError):
 
 
 class ContextError(ModelError):
-    """More tokens than the context holds."""
+    """More tokens than the context holds. `said` is the message without what mends it, which has
+    other names elsewhere."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(f"{said}: load the model with a larger n_ctx")
+        self.said = said

@@ -5,6 +5,8 @@ import re
 import sys
 import textwrap
 
+from .errors import ContextError
+
 
 def can_draw() -> bool:
     """Whether the terminal knows more than letters."""
@@ -20,7 +22,7 @@ def note(text: str) -> None:
 
 def complain(error: BaseException) -> None:
     """Says an error as one sentence: on one line, for programs."""
-    text = str(error)
+    text = f"{error.said}: give a larger --ctx" if isinstance(error, ContextError) else str(error)
     if isinstance(error, OSError) and error.strerror:  # without its number
         text = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
     sentence = " ".join(text.split()).rstrip(".") or type(error).__name__

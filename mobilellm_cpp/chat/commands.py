@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from ..errors import ContextError
+from ..saying import note
 from . import settings
 from .storage import ChatError, kept
 from .talk import Talk
@@ -129,6 +131,8 @@ def go_on(talk: Talk, path: Path, say: Say) -> None:
     """Goes on with a conversation that is kept, and says where it stands."""
     saved = talk.resume(path)
     say(f"continuing: {saved.title}")
+    if talk.store.copied:
+        note("another chat goes on with this conversation too, so this one goes on in a copy")
     if saved.turns:
         question, answer = (turn["content"] for turn in saved.turns[-2:])
         say(f"> {visible(question)}\n{visible(answer)}")
@@ -144,7 +148,7 @@ def _read(talk: Talk, text: str, say: Say) -> Next:
     tokens = len(talk.llm.tokenize(content.encode("utf-8", "surrogatepass"), add_bos=False))
     if tokens >= talk.llm.n_ctx():
         talk.attached.pop()
-        raise ChatError(f"{name} has {tokens} tokens, but the context holds {talk.llm.n_ctx()}")
+        raise ContextError(f"{name} has {tokens} tokens, but the context holds {talk.llm.n_ctx()}")
     if question.strip():
         return Ask(question.strip())
     say(f"{_path(name)} ({tokens} token{'s' * (tokens != 1)}) goes along with the next question")
@@ -166,7 +170,8 @@ def _stats(talk: Talk, text: str, say: Say) -> None:
 
 def _model(talk: Talk, text: str, say: Say) -> None:
     if text:
-        talk.switch(str(_path(text)))
+        path = _path(text)
+        talk.switch(None if text == "demo" and not path.exists() else str(path))
     about = talk.llm.metadata
     say(f"{talk.name}: {about.get('general.architecture')}, {talk.llm.n_ctx()} tokens of context")
     if not talk.has_template:

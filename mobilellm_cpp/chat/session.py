@@ -55,9 +55,8 @@ class Session:
             limit = talk.settings["max_tokens"]
             full = talk.stats.made < limit
             why = "the context is full" if full else f"the limit of {limit} tokens is reached"
-            option = "/set max_tokens" if self._typed else "-n"
-            how = "" if full else f"; {option} changes it"
-            note(f"(cut off: {why}{how})")
+            option = "--ctx" if full else "/set max_tokens" if self._typed else "-n"
+            note(f"(cut off: {why}; {option} changes it)")
         return True
 
     def _trouble(self) -> None:

@@ -24,9 +24,9 @@ DEFAULT = ("default", "none", "off")
 
 def shown(talk: Talk, name: str | None = None) -> Iterator[str]:
     """The settings, or one of them, a line each."""
+    known = {**talk.settings, **talk.conversation.sampling}
     rows: dict[str, tuple[Any, str]] = {
-        key: (talk.settings.get(key, setting.default), setting.meaning)
-        for key, setting in SETTINGS.items()
+        key: (known.get(key, setting.default), setting.meaning) for key, setting in SETTINGS.items()
     }
     rows.update({key: (talk.settings.get(key), meaning) for key, meaning in TEXTS.items()})
     rows["thinking"] = (THINKING[not talk.show_thinking], "what a model thinks before it answers")

@@ -11,15 +11,19 @@ Other keys are passed over, so a file of plain messages is a conversation, too.
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import platformdirs
 
 from ..errors import MobileLLMError
+
+if sys.platform != "win32":  # where two chats that go on with a conversation mix it
+    import fcntl
 
 
 class ChatError(MobileLLMError):
@@ -111,12 +115,14 @@ def kept() -> Iterator[Saved]:
 class Store:
     """Where a conversation is written to, line by line; made with the first question. `path` None:
     nowhere. It holds n_turns questions and answers. `trouble` says why it cannot be kept, once that
-    is known."""
+    is known; `copied` that it began as a copy of one that another chat goes on with."""
 
     def __init__(self, path: Path | None, n_turns: int = 0) -> None:
         self.path = path
         self.n_turns = n_turns
         self.trouble = ""
+        self.copied = False
+        self._held: IO[bytes] | None = None
         self._pending: list[dict[str, Any]] = []
 
     @classmethod
@@ -140,11 +146,38 @@ class Store:
             return
         try:
             write(self.path, self._pending)
+            self.hold()
         except (NotADirectoryError, FileExistsError):
             self.trouble = f"{self.path}: a file stands where a folder should"
         except OSError as error:
             self.trouble = f"{self.path}: {error.strerror}"
         self._pending.clear()
+
+    def hold(self) -> bool:
+        """Whether no other chat goes on with this file; none does until release() then, or until
+        this process ends."""
+        if self.path is None or self._held is not None or sys.platform == "win32":
+            return True
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115
+        except OSError:
+            return True  # there is nothing yet to go on with
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        except OSError:  # a file system without locks
+            file.close()
+            return True
+        self._held = file
+        return True
+
+    def release(self) -> None:
+        """Lets other chats go on with the file."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def take_back(self, later: bool = False) -> None:
         """The last question, and its answer if it has one, did not take place."""

@@ -18,6 +18,7 @@ from .storage import ChatError, Saved, Store, read, recorded, write
 from .thinking import BEGIN
 
 FORMS = ("schema", "grammar", "regex", "lark")  # of an answer, at most one of them
+DEMO_TEMPERATURE = 0.0  # what the demo model was made for
 Load = Callable[[str | None], MobileLLM]
 
 
@@ -61,6 +62,8 @@ class Talk:
     def _apply(self) -> None:
         talk, settings = self.conversation, dict(self.settings)
         talk.max_tokens = settings.pop("max_tokens")
+        if self.model is None:
+            settings.setdefault("temperature", DEMO_TEMPERATURE)
         if "schema" in settings:
             settings["json_schema"] = settings.pop("schema")
         talk.sampling = settings  # type: ignore[assignment]  # by the names of the table
@@ -140,6 +143,7 @@ class Talk:
         self.conversation.reset()
         self.attached, self.unanswered = [], ""
         self.stats = Stats()
+        self.store.release()
         self.store = self._new_store()
 
     def set_system(self, text: str) -> None:
@@ -197,6 +201,19 @@ class Talk:
         self.llm.set_lora(lora)
         self.lora = lora
 
+    def _copy(self, saved: Saved) -> Store:
+        """A conversation in a file of its own, which is written with the next question."""
+        store = Store.new()
+        store.copied = True
+        entries: list[Any] = [{"model": saved.model or recorded(self.model)}]
+        if saved.system:
+            entries.append({"role": "system", "content": saved.system})
+        entries += saved.turns
+        if saved.unanswered:
+            entries.append({"role": "user", "content": saved.unanswered})
+        store.add(*entries, later=True)
+        return store
+
     def save(self, path: Path) -> None:
         """Writes the conversation to a file, in the place of an earlier one. Raises ChatError where
         something else is there."""
@@ -215,8 +232,13 @@ class Talk:
             raise ChatError(f"{path}: {error.strerror}") from None
 
     def resume(self, path: Path) -> Saved:
-        """Goes on with a conversation; what comes is added to its file."""
-        saved = read(path)
+        """Goes on with a conversation; what comes is added to its file, or to a copy where another
+        chat goes on with it."""
+        read(path)
+        self.store.release()
+        store = Store(path if self.keep else None)
+        alone = store.hold()
+        saved = read(path)  # as it is from now on
         self.conversation.turns = list(saved.turns)
         self.stats = Stats()
         self.attached, self.unanswered = [], saved.unanswered
@@ -224,8 +246,8 @@ class Talk:
             self.system = saved.system
             message = [{"role": "system", "content": saved.system}]
             self.conversation.system = message if saved.system else []  # type: ignore[assignment]
-        n = len(saved.turns) + bool(saved.unanswered)
-        self.store = Store(path if self.keep else None, n)
+        store.n_turns = len(saved.turns) + bool(saved.unanswered)
+        self.store = store if alone else self._copy(saved)
         if saved.unanswered:
             self.store.take_back(later=True)
         return saved

@@ -96,8 +96,8 @@ def chat(
             model = without_demo(read(path).model)
     settings: dict[str, Any] = {"max_tokens": n, **sampling}
     source = context.get_parameter_source("temperature")
-    if model is None and source is not None and source.name == "DEFAULT":
-        settings["temperature"] = 0.0  # what the demo model was made for
+    if source is not None and source.name == "DEFAULT":
+        del settings["temperature"]  # the demo model has its own
     if "json_schema" in settings:
         settings["schema"] = settings.pop("json_schema")
     options: dict[str, Any] = {"n_ctx": ctx, "n_threads": threads, "cache_type": cache_type}

@@ -190,7 +190,11 @@ def _plan(
 def _tell(plan: "Plan") -> None:
     """The plan, on stderr, before the work starts."""
     kinds = ", ".join(f"{n} × {name}" for name, n in plan.counts().most_common())
-    print(f"{plan.type}: {plan.bits_per_weight:.2f} bits a weight, {kinds}", file=sys.stderr)
+    bits = f"{plan.bits_per_weight:.2f} bits a weight"
+    if plan.largest:
+        print(f"{bits}, {kinds}: this file cannot use more bits", file=sys.stderr)
+    else:
+        print(f"{plan.type}: {bits}, {kinds}", file=sys.stderr)
     for name, (wanted, kind) in plan.substitutions.items():
         print(f"  {printable(name)}: {kind.name} instead of {wanted.name}", file=sys.stderr)
 

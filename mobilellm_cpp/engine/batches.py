@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 from typing_extensions import Unpack
 
-from ..errors import ModelError
+from ..errors import ContextError, ModelError
 from .sampling_types import Sampling
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class BatchCalls:
                         going[number] = _Going(self.stream(prompt, **sampling))
                     except ModelError as error:
                         if not return_exceptions:
-                            raise ModelError(f"prompt {number}: {error}") from None
+                            raise _of_prompt(number, error) from None
                         yield number, error
                 for number, answer in _round(self, going, return_exceptions):
                     yield number, answer
@@ -152,8 +152,14 @@ def _round(
         except ModelError as error:
             del going[number]
             if not return_exceptions:
-                raise ModelError(f"prompt {number}: {error}") from None
+                raise _of_prompt(number, error) from None
             yield number, error
+
+
+def _of_prompt(number: int, error: ModelError) -> ModelError:
+    if isinstance(error, ContextError):
+        return ContextError(f"prompt {number}: {error.said}")
+    return ModelError(f"prompt {number}: {error}")
 
 
 def _seed(seeds: Iterator[int], number: int) -> int:

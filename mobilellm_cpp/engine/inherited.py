@@ -218,7 +218,7 @@ class InheritedCalls(LlamaBase):
             sequence.speculate(MOST, self._context)
         while True:
             if len(sequence.tokens) > self._context:
-                raise ModelError(f"the context of {self._context} tokens is full")
+                raise ContextError(f"the context of {self._context} tokens is full")
             chosen: int | None = None
             logits: Logits | None
             if self._logits_all:
@@ -335,9 +335,11 @@ class InheritedCalls(LlamaBase):
         return [rows for rows in steps if rows is not None]
 
     def _check_length(self, tokens: Sequence[int]) -> None:
-        if not tokens or len(tokens) > self._context:
+        if not tokens:
+            raise ModelError("no tokens were given")
+        if len(tokens) > self._context:
             raise ContextError(
-                f"{len(tokens)} tokens were given, but the context holds 1 to {self._context}"
+                f"{len(tokens)} tokens were given, but the context holds {self._context}"
             )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import _mobilellm_cpp_library
 import numpy as np
 
-from ..errors import ModelError
+from ..errors import ContextError, ModelError
+from . import ahead
 
 FOLDER = Path(_mobilellm_cpp_library.FOLDER)
 
@@ -104,7 +105,7 @@ def decode(context: Any, batch: Any) -> None:
     """llama_decode that raises ModelError, with the reason, for what cannot be computed."""
     result = lib.mobilellm_decode(context, batch)
     if result == 1:
-        raise ModelError("the context is full")
+        raise ContextError("the context is full")
     if result != 0:
         raise ModelError(f"the model cannot be run: {reason() or f'llama_decode says {result}'}")
 

@@ -586,10 +586,11 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
         """The embeddings of texts of tokens, a step of the engine at a time; None after one that
         ends no text."""
         for number, tokens in enumerate(texts):
-            if not 0 < len(tokens) <= self._context:
+            if not tokens:
+                raise ModelError(f"text {number} is empty")
+            if len(tokens) > self._context:
                 raise ContextError(
-                    f"text {number} has {len(tokens)} tokens, but the context holds 1 to "
-                    f"{self._context}"
+                    f"text {number} has {len(tokens)} tokens, but the context holds {self._context}"
                 )
         for rows in self._sequences.states(texts, self.n_embd()):
             if rows is not None:

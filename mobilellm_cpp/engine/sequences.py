@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ModelError
+from ..errors import ContextError, ModelError
 from .cancelling import check_cancelled
 from .library import Step, not_computed, run_step
 from .places import IDLE, Places
@@ -316,7 +316,7 @@ class Sequences:
                 if not along and len(self.places.placed) > 1:
                     return False
                 if not along:
-                    raise ModelError("the context is full")
+                    raise ContextError("the context is full")
                 along = []
             elif along:  # let those that can be computed be
                 along = []

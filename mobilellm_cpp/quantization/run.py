@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,7 @@ class Plan:
     file_type: int
     bits_per_weight: float
     substitutions: dict[str, tuple[TensorType, TensorType]] = field(default_factory=dict)
+    largest: bool = False  # more bits would be of no use
 
     def counts(self) -> Counter[str]:
         """How many matrices have each type."""
@@ -109,11 +110,12 @@ def plan_mix(source: Source, name: str, bits_per_weight: float, costs: Costs) ->
             f"no mix of types has {bits_per_weight:.2f} bits a weight in {source.path}: "
             f"the smallest one has {made / sum(sizes.values()):.2f}"
         )
-    largest = Counter[TensorType]()
+    held = Counter[TensorType]()
     for tensor, kind in kinds.items():
-        largest[kind] += sizes[tensor]
-    file_type = FILE_TYPES[largest.most_common(1)[0][0]]
-    return plan_of(source, name, {t: Choice(kind) for t, kind in kinds.items()}, file_type, True)
+        held[kind] += sizes[tensor]
+    file_type = FILE_TYPES[held.most_common(1)[0][0]]
+    plan = plan_of(source, name, {t: Choice(kind) for t, kind in kinds.items()}, file_type, True)
+    return replace(plan, largest=kinds == best_mix(costs, sizes, float("inf")))
 
 
 def best_plan(

@@ -63,8 +63,9 @@ def as_api_error(error: Exception) -> ApiError:
         where = f"{param}: " if param else ""
         return ApiError(400, where + first["msg"].removeprefix("Value error, "), param=param)
     if isinstance(error, MobileLLMError):
-        overflow = isinstance(error, ContextError)
-        return ApiError(400, str(error), code="context_length_exceeded" if overflow else None)
+        if isinstance(error, ContextError):
+            return ApiError(400, error.said, code="context_length_exceeded")
+        return ApiError(400, str(error))
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     return ApiError(500, "the server failed; its log says why", code="internal_error")

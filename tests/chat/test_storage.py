@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +66,33 @@ def test_files_that_are_no_conversations(home):
         read(home / "none")
     (home / "f").write_text(json.dumps({"role": "user", "content": "plain"}))
     assert read(home / "f").unanswered == "plain"
+
+
+def resumed(*lines):
+    mobilellm = Path(sys.executable).with_name("mobilellm")
+    command = [mobilellm, "chat", "--resume", "--lines", "-n", "4", "-t", "1"]
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_a_conversation_that_another_chat_goes_on_with_is_copied(home):
+    store = Store.new()
+    store.add({"model": "demo"}, {"role": "system", "content": "be kind"}, later=True)
+    say(store, "one", "1", "two")  # unanswered as yet
+    before = store.path.read_bytes()
+    assert "so this one goes on in a copy" in resumed("three")
+    assert store.path.read_bytes() == before
+    (other,) = (saved for saved in kept() if saved.path != store.path)
+    assert other.system == "be kind" and other.model == "demo" and not other.unanswered
+    assert [turn["content"] for turn in other.turns[:3]] == ["one", "1", "three"]
+
+    store.release()
+    other.path.unlink()
+    assert "copy" not in resumed("four")
+    (saved,) = kept()
+    assert saved.path == store.path
+    assert [turn["content"] for turn in saved.turns[:3]] == ["one", "1", "four"]
 
 
 def test_where_nothing_can_be_written_the_reason_is_told(home):

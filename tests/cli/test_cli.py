@@ -254,7 +254,8 @@ def test_errors_of_the_system_are_sentences(place):
 def test_generate_refuses(place):
     assert_sentence(run(place, "generate", "none.gguf", "-p", "x"), "none.gguf: no such file")
     assert_sentence(
-        run(place, "generate", "tiny", *Q4_0, "-p", "w " * 5000), "the context holds 2048"
+        run(place, "generate", "tiny", *Q4_0, "-p", "w " * 5000),
+        "the context holds 2048: give a larger --ctx\n",
     )
 
 
@@ -310,8 +311,18 @@ def test_chat_goes_on_when_the_context_is_full(place):
 def test_chat_says_when_a_message_does_not_fit_and_goes_on(place):
     options = ("--lines", "--ctx", "96", "-n", "4")
     done = chat(place, "chatty", *options, stdin="word " * 300 + "\nhi\n")
-    assert done.returncode == 1 and "the context holds 96" in done.stderr and done.stdout.strip()
+    assert done.returncode == 1 and "holds 96: give a larger --ctx\n" in done.stderr
+    assert done.stdout.strip()
     assert_sentence(chat(place, "chatty", "word " * 300, *options[1:]), "the context holds 96")
+
+
+def test_the_temperature_of_the_demo_model_is_its_own(place):
+    run(place, "convert", "chatty", "-o", "other.gguf", *Q4_0)
+    lines = "/set temperature\n/model other.gguf\n/set temp\n/set temp 0.3\n/model demo\n/set temp"
+    for options, wanted in (((), "0.0 0.8 0.3 0.3"), (("--temp", "0.5"), "0.5 0.5 0.3 0.3")):
+        done = run(place, "chat", "--lines", "-t", "1", *options, stdin=lines)
+        shown = re.findall(r"^temperature +(\S+)", done.stderr, re.M)
+        assert " ".join(shown) == wanted, done.stderr
 
 
 def test_a_base_model_completes(place):

@@ -66,7 +66,7 @@ def test_prompts_are_taken_when_there_is_a_place(llm):
 
 def test_errors(llm):
     long = "word " * 2000
-    with pytest.raises(ModelError, match="prompt 1: the prompt has .* the context holds 512"):
+    with pytest.raises(ModelError, match="prompt 1: the prompt has .* holds 512: .* n_ctx$"):
         llm.batch(["a", long, "b"], max_tokens=2)
     first, error, last = llm.batch(["a", long, "b"], max_tokens=2, return_exceptions=True)
     assert isinstance(error, ModelError) and isinstance(first, str) and isinstance(last, str)

@@ -228,6 +228,8 @@ def test_recipes(demo: Path, recipe: str, tmp_path: Path) -> None:
 
 def test_targets(demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
+    said = quantize(demo, out, "--target-size", "1GB", "--no-calibration", "--no-report")
+    assert "8.5" in said and ": this file cannot use more bits\n" in said
     quantize(demo, out, "--target-size", "1.4MB", "--no-calibration", "--no-report")
     assert 0.98 * 1.4e6 <= out.stat().st_size <= 1.4e6
     quantize(demo, out, "--target-bpw", 7, "--no-calibration", "--no-report")
