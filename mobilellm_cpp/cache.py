@@ -20,8 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-import platformdirs
-
 from .errors import CheckpointError, ModelError
 from .quant.weight_type import DEFAULT_TYPE
 
@@ -39,7 +37,11 @@ log = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """Where converted checkpoints are kept: $MOBILELLM_CACHE, or the user's cache folder."""
     own = os.environ.get("MOBILELLM_CACHE")
-    return Path(os.path.expanduser(own or platformdirs.user_cache_dir("mobilellm-cpp")))
+    if not own:
+        import platformdirs
+
+        own = platformdirs.user_cache_dir("mobilellm-cpp")
+    return Path(os.path.expanduser(own))
 
 
 def converted(

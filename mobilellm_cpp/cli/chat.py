@@ -75,13 +75,16 @@ def chat(
     A text on stdin is one question. In the terminal /help shows the commands. The demo model
     has a temperature of 0 unless another is given.
     """
+    from .common import load, load_ahead, resolve, without_demo
+
+    model = without_demo(model)
+    if not (resume or mlock) and (model is None or Path(model).is_file()):
+        load_ahead(resolve(model, type))
     from ..chat.commands import go_on
     from ..chat.session import Session, latest
     from ..chat.talk import Talk
     from ..engine.cancelling import Cancelled
-    from .common import load, without_demo
 
-    model = without_demo(model)
     if model and not question and " " in model.strip() and not Path(model).exists():
         raise ModelError(f"{model} is not a model: name one before the question, such as demo")
     typing = question is None and sys.stdin.isatty()

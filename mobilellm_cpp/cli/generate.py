@@ -1,6 +1,6 @@
 """mobilellm generate: continue a text, or answer it once; made for scripts."""
 
-import secrets
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -96,7 +96,7 @@ def generate(
         asked = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     sampling = {"max_tokens": n, "logprobs": logprobs, **sampling}
     first = sampling.pop("seed", None)
-    first = secrets.randbits(31) if first is None else first
+    first = int.from_bytes(os.urandom(4), "little") >> 1 if first is None else first
     seeds = [(first + i) % (1 << 32) for i in range(answers)]
     start = time.perf_counter()
     if answers == 1 and not as_json:

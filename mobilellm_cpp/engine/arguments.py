@@ -4,7 +4,6 @@ Pure functions that give the values back as plain Python, or raise ModelError wi
 that names the argument. llama-cpp-python passes most of them on to C unseen.
 """
 
-import difflib
 import math
 import operator
 import os
@@ -282,6 +281,8 @@ _SAMPLING: dict[str, Check] = {
 def _checked(checks: Mapping[str, Check], values: Mapping[str, Any], owner: str) -> dict[str, Any]:
     for name in values:
         if name not in checks:
+            import difflib
+
             near = difflib.get_close_matches(str(name), checks, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ModelError(f"{owner} has no argument {name}{hint}")

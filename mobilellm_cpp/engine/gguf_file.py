@@ -91,6 +91,7 @@ class GGUFFile:
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
+        self._tensors: list[TensorInfo] | None = None  # asked for twice, and each time for 2 ms
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key: number, bool, str, list of numbers; for a list of strings its
@@ -128,6 +129,8 @@ class GGUFFile:
 
     def tensors(self) -> list[TensorInfo]:
         """All tensors, in the order of the file."""
+        if self._tensors is not None:
+            return self._tensors
         found = []
         data = int(_data_offset(self._handle))
         for i in range(_n_tensors(self._handle)):
@@ -146,6 +149,7 @@ class GGUFFile:
                     data + int(_tensor_offset(self._handle, i)),
                 )
             )
+        self._tensors = found
         return found
 
 

@@ -48,6 +48,7 @@ def _load() -> Any:
     if not (FOLDER.exists() and any(FOLDER.glob("*llama.*"))):
         raise ModelError(f"libllama is missing from {FOLDER}: install mobilellm-cpp again")
     _mobilellm_cpp_library.finder.always = True
+    ahead.wait()
     import llama_cpp
 
     return llama_cpp

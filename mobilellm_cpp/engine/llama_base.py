@@ -2,7 +2,7 @@
 
 Type checkers see what llama_cpp's own annotations leave open: which keyword arguments there are,
 and what comes back with and without `stream=True`. tests/types hold names and types here to the
-real ones. At run time it is llama_cpp.Llama but for two things that its constructor does.
+real ones. At run time it is llama_cpp.Llama but for what its constructor does.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -238,9 +238,11 @@ else:
     # Llama's constructor points stdout and stderr of the process to /dev/null while it loads,
     # without a lock, and refuses a file whose chat template is broken. LlamaBase runs that very
     # constructor, which finds other things under the names it uses; llama_cpp stays as it is.
+    import os
     import types
     from contextlib import nullcontext
 
+    from . import ahead
     from .library import llama_cpp
     from .templates import ChatTemplate
 
@@ -265,8 +267,25 @@ else:
         """In the place of suppress_stdout_stderr: what there is to silence goes through the log."""
         return nullcontext()
 
+    def _load(path, params):
+        """llama_model_load_from_file; a file that was loaded ahead is there."""
+        default = llama_cpp.llama_cpp.llama_model_default_params()
+        default.n_gpu_layers, default.load_mode = 0, llama_cpp.LLAMA_LOAD_MODE_MMAP
+        model = ahead.take(os.fsdecode(path), params, default)
+        return model or llama_cpp.llama_cpp.llama_model_load_from_file(path, params)
+
     class _Model(llama_cpp._internals.LlamaModel):
-        __init__ = _with(llama_cpp._internals.LlamaModel.__init__, suppress_stdout_stderr=_leave)
+        __init__ = _with(
+            llama_cpp._internals.LlamaModel.__init__,
+            suppress_stdout_stderr=_leave,
+            llama_cpp=_changed(llama_cpp.llama_cpp, llama_model_load_from_file=_load),
+        )
+
+    class _Batch(llama_cpp._internals.LlamaBatch):
+        # Nobody uses it, for sequences.py decodes; with a place for each token of the context and
+        # for each of a batch it is 16 MB in 512 pieces.
+        def __init__(self, *, n_tokens, n_seq_max, **others):
+            super().__init__(n_tokens=1, n_seq_max=1, **others)
 
     class Formatter:
         """A chat formatter that compiles its template when it is used, and bounds what that does.
@@ -291,6 +310,6 @@ else:
         __init__ = _with(
             llama_cpp.Llama.__init__,
             suppress_stdout_stderr=_leave,
-            internals=_changed(llama_cpp._internals, LlamaModel=_Model),
+            internals=_changed(llama_cpp._internals, LlamaModel=_Model, LlamaBatch=_Batch),
             llama_chat_format=_changed(llama_cpp.llama_chat_format, Jinja2ChatFormatter=Formatter),
         )

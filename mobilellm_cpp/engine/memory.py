@@ -4,10 +4,13 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..quant.weight_type import CacheType
-from .gguf_file import GGUFFile, kv_bytes
+
+if TYPE_CHECKING:
+    from .gguf_file import GGUFFile
 
 OWN_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 OTHER = 64 << 20  # bytes that Python, the vocabulary and a step of the model take besides
@@ -44,11 +47,15 @@ def machine_memory() -> dict[str, int]:
     return sizes
 
 
-def check_memory(path: str, file: GGUFFile, n_ctx: int, cache_type: CacheType) -> None:
+def check_memory(
+    path: str, file: "GGUFFile", n_ctx: int, cache_type: CacheType, taken: int = 0
+) -> None:
     """Raises ModelError where the weights, and a KV cache for n_ctx tokens, are more than is free.
     The error says how much is needed, and which context or type fits. Weights that are not packed
     (floats) stay in the file, from where the system reads them as it has room: they do not
-    count."""
+    count. Bytes that the weights have `taken` already are free for them."""
+    from .gguf_file import kv_bytes
+
     packs = os.environ.get("MOBILELLM_KERNELS") != "0"
     tensors = [each for each in file.tensors() if packs and each.type.startswith(("q", "iq"))]
     weights = min(sum(tensor.n_bytes for tensor in tensors), os.path.getsize(path))
@@ -56,7 +63,7 @@ def check_memory(path: str, file: GGUFFile, n_ctx: int, cache_type: CacheType) -
     def cache(n: int) -> int:
         return kv_bytes(file, n, cache_type=cache_type)
 
-    free = free_memory()
+    free = free_memory() + taken
     try:
         needed = weights + cache(n_ctx) + OTHER
     except ModelError:  # the loader says it better

@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from ..errors import ContextError, ModelError
 from ..quant.weight_type import DEFAULT_TYPE, CacheType, FileType
+from . import ahead
 from .adapters import Adapters, Lora
 from .aio import AsyncCalls
 from .answers import (
@@ -140,7 +141,8 @@ class MobileLLM(InheritedCalls, AsyncCalls, BatchCalls):
                     cache_type = default_cache(file) if flash else "f16"
                     arguments["type_k"] = arguments["type_v"] = CACHE_NAMES[cache_type]
             if not arguments.get("vocab_only"):
-                check_memory(path, file, self._context, cache_type or "f16")
+                taken = ahead.size_of(path)
+                check_memory(path, file, self._context, cache_type or "f16", taken)
         first, scale = arguments.pop("lora_path", None), arguments.pop("lora_scale", 1.0)
         with guard(path, verbose):
             super().__init__(

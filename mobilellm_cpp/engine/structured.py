@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelError
-from .lexemes import gbnf_to_lark
 from .library import llama_cpp
 
 MAX_TEXT = 1 << 16  # characters of a regex or grammar: llguidance recurses once a rule
@@ -407,11 +406,17 @@ def _from_regex(regex: Any) -> str:
     return f"start: /{llguidance.regex_to_lark(pattern, '')}/{OPTIONS}"
 
 
+def _from_gbnf(gbnf: Any) -> str:
+    from .lexemes import gbnf_to_lark  # takes milliseconds to import
+
+    return gbnf_to_lark(_text(gbnf, "gbnf")) + OPTIONS
+
+
 _GRAMMARS: dict[str, Callable[[Any], str]] = {
     "json_schema": lambda schema: f"start: {json_rule(schema)}{OPTIONS}",
     "regex": _from_regex,
     "lark": lambda lark: _text(lark, "lark") + OPTIONS,
-    "gbnf": lambda gbnf: gbnf_to_lark(_text(gbnf, "gbnf")) + OPTIONS,
+    "gbnf": _from_gbnf,
 }
 
 

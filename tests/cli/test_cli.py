@@ -91,6 +91,18 @@ def test_the_types_of_the_help_are_those_of_the_converter():
     assert list(get_args(WeightType)) == [*OUTPUT_TYPES, EXACT]
 
 
+def test_what_is_asked_for_at_the_end_of_the_process_is_done():
+    script = (
+        "import atexit, sys; sys.argv = ['mobilellm', 'generate']\n"
+        "sys.stdin.close(); sys.stdin = open('/dev/null')\n"
+        "atexit.register(print, 'the end')\n"
+        "from mobilellm_cpp.__main__ import main\n"
+        "sys.argv += ['--tokens', 'many']; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 2 and done.stdout == "the end\n" and "--tokens" in done.stderr
+
+
 def test_version(place):
     done = run(place, "--version")
     assert done.returncode == 0 and done.stdout.startswith("mobilellm-cpp ")

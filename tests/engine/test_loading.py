@@ -81,3 +81,37 @@ print(resident("VmHWM") - before)
 def test_file_and_packed_weights_are_not_in_memory_both(path):
     size = path.stat().st_size
     assert int(loaded(path, PEAK).stdout) < 1.5 * size
+
+
+AHEAD = """
+import json, sys
+from mobilellm_cpp.engine import ahead
+path, options = sys.argv[1], json.loads(sys.argv[2])
+ahead.begin(path)
+if begun := ahead._begun:
+    begun.join()
+    print(begun.model is not None)
+from mobilellm_cpp import MobileLLM
+llm = MobileLLM(path, n_threads=1, n_ctx=64, **options)
+print(begun is not None and begun.model == llm._model.model)
+print(ascii("".join(llm.stream("a", max_tokens=8, temperature=0))))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there")
+def test_a_file_that_was_loaded_ahead_is_not_loaded_again(path):
+    def run(code: str, options: dict) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, str(path), json.dumps(options)]
+        return subprocess.run(command, capture_output=True, text=True, cwd="/")
+
+    first = run(AHEAD, {}).stdout.splitlines()
+    other = run(AHEAD, {"use_mmap": False}).stdout.splitlines()  # not what was loaded
+    plain = run(AHEAD.replace("ahead.begin(path)", ""), {}).stdout.splitlines()
+    assert first == ["True", "True", *plain[1:]]
+    assert other == ["True", "False", *plain[1:]]
+    assert len(plain[1]) > 4
+
+    path.with_name("bad.gguf").write_bytes(path.read_bytes()[:-100])
+    bad = AHEAD.replace("sys.argv[1]", "sys.argv[1].replace('m.gguf', 'bad.gguf')")
+    done = run(bad, {})
+    assert "False" in done.stdout and "is cut short: 100 of" in done.stderr.splitlines()[-1]

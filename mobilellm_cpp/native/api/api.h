@@ -59,6 +59,10 @@ LLAMA_API llama_sampler * mobilellm_grammar_init(const llama_vocab * vocab, cons
 // is no state of such a context; what it was to fill is as it was then, or empty.
 LLAMA_API bool mobilellm_state_set(llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id sequence);
 
+// llama_model_load_from_file with the parameters of a llama_cpp.Llama that was given none; NULL for what cannot be
+// loaded.
+LLAMA_API llama_model * mobilellm_load_ahead(const char * path);
+
 // gguf_init_from_file without the tensors' data; NULL, with a reason, for what its parser does not take.
 LLAMA_API gguf_context * mobilellm_gguf_open(const char * path);
 

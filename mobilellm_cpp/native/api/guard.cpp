@@ -107,6 +107,17 @@ int32_t mobilellm_decode(llama_context * ctx, llama_batch batch) {
     return under_guard(INT32_MIN, [&] { return llama_decode(ctx, batch); });
 }
 
+llama_model * mobilellm_load_ahead(const char * path) {
+    return under_guard<llama_model *>(nullptr, [&] {
+        llama_backend_init();
+        llama_model_params params = llama_model_default_params();
+        params.n_gpu_layers       = 0;
+        params.load_mode          = LLAMA_LOAD_MODE_MMAP;
+        params.progress_callback  = [](float, void *) { return true; };  // the default one logs
+        return llama_model_load_from_file(path, params);
+    });
+}
+
 gguf_context * mobilellm_gguf_open(const char * path) {
     return under_guard<gguf_context *>(nullptr, [&] {
         check_counts(path);
