@@ -8,7 +8,9 @@ import logging
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from collections.abc import Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,21 +18,6 @@ from typer.core import TyperGroup
 from ..configuration import configuration_file, defaults
 from ..errors import MobileLLMError
 from ..saying import complain
-from . import (
-    bench,
-    chat,
-    compare,
-    convert,
-    doctor,
-    embed,
-    generate,
-    inspect,
-    models,
-    perplexity,
-    quantize,
-    serve,
-    verify,
-)
 
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 
@@ -52,29 +39,54 @@ class _Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
 
-app = typer.Typer(
-    name="mobilellm",
-    cls=_Commands,
-    rich_markup_mode=None,  # what stands in brackets is no markup
-    help="Convert MobileLLM checkpoints to GGUF and run them on this machine.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(convert.convert)
-app.command()(quantize.quantize)
-app.command()(chat.chat)
-app.command()(generate.generate)
-app.command()(embed.embed)
-app.add_typer(models.models, name="models")
-app.command()(models.pull)
-app.command()(inspect.inspect)
-app.command()(bench.bench)
-app.command()(perplexity.perplexity)
-app.command()(compare.compare)
-app.command()(serve.serve)
-app.command()(verify.verify)
-app.command()(doctor.doctor)
+# The names of the commands, and the module of each. A command line imports its own alone.
+COMMANDS = {
+    "convert": "convert",
+    "quantize": "quantize",
+    "chat": "chat",
+    "generate": "generate",
+    "embed": "embed",
+    "models": "models",
+    "pull": "models",
+    "inspect": "inspect",
+    "bench": "bench",
+    "perplexity": "perplexity",
+    "compare": "compare",
+    "serve": "serve",
+    "verify": "verify",
+    "doctor": "doctor",
+}
+
+
+def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The program with these commands."""
+    app = typer.Typer(
+        name="mobilellm",
+        cls=_Commands,
+        rich_markup_mode=None,  # what stands in brackets is no markup
+        help="Convert MobileLLM checkpoints to GGUF and run them on this machine.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in names:
+        command = getattr(import_module(f".{COMMANDS[name]}", __name__), name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command()(command)
+    return app
+
+
+if TYPE_CHECKING:
+    app: typer.Typer
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name != "app":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return make_app()
 
 
 def _version(wanted: bool) -> None:
@@ -85,7 +97,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks of failures, and the log.")
@@ -113,7 +124,9 @@ def main() -> None:
     logging.getLogger("mobilellm_cpp").addHandler(warnings)
     if debug:
         logging.getLogger("mobilellm_cpp").setLevel(logging.DEBUG)
-    command = typer.main.get_command(app)
+    names = [text for text in arguments if not text.startswith("-")][:1]
+    alone = names and names[0] in COMMANDS and not configuration_file().exists()
+    command = typer.main.get_command(make_app(names if alone else COMMANDS))
     configured: dict[str, Any] = {}
     try:
         configured = defaults(command)

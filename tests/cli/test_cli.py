@@ -16,8 +16,10 @@ from gguf_edit import ARRAY, STRING, U32, rewrite
 from lattices import pareto
 from mobilellm_cpp.quant.types import EXACT, OUTPUT_TYPES
 from mobilellm_cpp.quant.weight_type import DEFAULT_COST, WeightType
+from typer.testing import CliRunner
 
 from mobilellm_cpp import MobileLLM
+from mobilellm_cpp.cli import COMMANDS, app, make_app
 from mobilellm_cpp.engine.conversation import Conversation
 
 Q4_0 = ("--type", "q4_0")
@@ -85,6 +87,22 @@ def test_help_is_light():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in ("convert", "chat", "generate", "inspect"))
+
+
+def test_a_command_alone_is_as_among_all(tmp_path):
+    for name in COMMANDS:
+        alone, among = (CliRunner().invoke(app, [name, "-h"]) for app in (make_app([name]), app))
+        assert alone.exit_code == 0 and alone.output == among.output, name
+    script = (
+        "import sys; sys.argv = ['mobilellm', '--debug', 'generate', '-h']\n"
+        "from mobilellm_cpp.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(*sorted(sys.modules))\n"
+    )
+    env = {**os.environ, "MOBILELLM_CONFIG": str(tmp_path / "none.toml")}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=env, check=True)
+    assert "--temperature" in done.stdout and "mobilellm_cpp.cli.serve" not in done.stdout
 
 
 def test_the_types_of_the_help_are_those_of_the_converter():
