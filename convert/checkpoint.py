@@ -154,7 +154,7 @@ def _local(path: Path, settings: Mapping[str, Any] | None) -> Checkpoint | Adapt
         if files := sorted(folder.glob("*.gguf")):
             raise CheckpointError(
                 f"{folder} holds GGUF files, which need no conversion: "
-                f"give one of them, such as {files[0]}, to the other commands."
+                f"name one of them, such as {files[0]}, in place of the folder."
             )
     if weights is not None and not weights.name.startswith(("model", "pytorch_model")):
         name = weights.stem

@@ -107,7 +107,7 @@ def plan_mix(source: Source, name: str, bits_per_weight: float, costs: Costs) ->
     made = sum(8 * kind.block_bytes / kind.block * sizes[t] for t, kind in kinds.items())
     if made / wanted > 1.02:
         raise ModelError(
-            f"no mix of types has {bits_per_weight:.2f} bits a weight in {source.path}: "
+            f"no mix of types has {bits_per_weight:.2f} bits a weight in {source.path.name}: "
             f"the smallest one has {made / sum(sizes.values()):.2f}"
         )
     held = Counter[TensorType]()
@@ -144,7 +144,7 @@ def bits_for_size(source: Source, size: int) -> float:
     bits = 8 * (size - head - vectors) / matrices
     if bits <= 0:
         raise ModelError(
-            f"{source.path} cannot be made as small as {size} bytes: "
+            f"{source.path.name} cannot be made as small as {size} bytes: "
             f"its metadata alone takes {head}"
         )
     return bits
