@@ -18,7 +18,7 @@ CACHES = {
     "f16": {},
     "q8_0": {"type_k": Q8_0, "type_v": Q8_0},
     "f32": {"type_k": F32, "type_v": F32, "flash_attn_type": 0},
-    "f16-transposed": {"flash_attn_type": 0},
+    "f16-no-flash": {"flash_attn_type": 0},
 }
 
 

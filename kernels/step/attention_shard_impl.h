@@ -16,12 +16,6 @@
 namespace {
 
 using mobilellm::attention_shard;
-using mobilellm::head_cache;
-
-// Cells whose scores are computed before their values are added: their rows fit into the first-level cache, and
-// fetching the next ones takes as long as computing. Of transposed values as many as there is room for, because each of
-// their elements is summed on its own.
-constexpr int64_t block_cells = 64;
 
 // Rows of one KV head.
 struct cell_rows {
@@ -128,45 +122,6 @@ void gather_rows(const float * p, const float * keep, int64_t n_embd_head, const
     }
 }
 
-// the same where the cells of an element are contiguous and elements lie `element` bytes apart, in the same order
-// whether the cells are neighbours or not
-template <typename L, template <typename> class Reader, int G>
-void gather_columns(const float * p, const float * keep, int64_t n_embd_head, const cell_rows & v, int64_t element,
-                    float * out) {
-    using vec = typename L::vec;
-
-    const int64_t vectors    = v.n / L::width * L::width;
-    bool          neighbours = true;
-    for (int64_t i = 1; i < v.n; ++i) {
-        neighbours = neighbours && v.cells[i] == v.cells[i - 1] + 1;
-    }
-    for (int64_t e = 0; e < n_embd_head; ++e) {
-        const auto one = [&](int64_t i) { return Reader<scalar_lanes>::load(v.row(i) + e * element, 0); };
-        vec        sums[G];
-        for (int g = 0; g < G; ++g) {
-            sums[g] = L::zero();
-        }
-        for (int64_t i = 0; i < vectors; i += L::width) {
-            float apart[L::width];
-            for (int k = 0; !neighbours && k < L::width; ++k) {
-                apart[k] = one(i + k);
-            }
-            const vec values = neighbours ? Reader<L>::load(v.row(0) + e * element, i) : L::load(apart);
-            for (int g = 0; g < G; ++g) {
-                sums[g] = L::fma(L::load(p + g * mobilellm::max_scores + i), values, sums[g]);
-            }
-        }
-        for (int g = 0; g < G; ++g) {
-            float sum = L::sum(sums[g]);
-            for (int64_t i = vectors; i < v.n; ++i) {
-                sum += p[g * mobilellm::max_scores + i] * one(i);
-            }
-            float & to = out[g * n_embd_head + e];
-            to         = keep ? keep[g] * to + sum : sum;
-        }
-    }
-}
-
 // scores -> exp(score - largest), with what is known of all blocks so far; what those before are to be multiplied by
 template <typename L>
 float soften(float * scores, int64_t n, bool first, float & largest, float & sum) {
@@ -225,12 +180,10 @@ void attend_block(const attention_shard & a, const cell_rows & k, const cell_row
     }
     switch (a.v.type) {
         case GGML_TYPE_F32:
-            a.v.transposed ? gather_columns<L, read_f32, G>(a.scores, keep, a.n_embd_head, v, a.v.element, out)
-                           : gather_rows<L, read_f32, G>(a.scores, keep, a.n_embd_head, v, next_v, out);
+            gather_rows<L, read_f32, G>(a.scores, keep, a.n_embd_head, v, next_v, out);
             break;
         case GGML_TYPE_F16:
-            a.v.transposed ? gather_columns<L, read_f16, G>(a.scores, keep, a.n_embd_head, v, a.v.element, out)
-                           : gather_rows<L, read_f16, G>(a.scores, keep, a.n_embd_head, v, next_v, out);
+            gather_rows<L, read_f16, G>(a.scores, keep, a.n_embd_head, v, next_v, out);
             break;
         default:
             gather_rows<L, read_q8_0, G>(a.scores, keep, a.n_embd_head, v, next_v, out);
@@ -245,12 +198,29 @@ void attend_on(const attention_shard & a) {
         int64_t end;
     };
     constexpr int four  = L::group < 4 ? L::group : 4;
-    const int64_t block = a.v.transposed ? mobilellm::max_scores : block_cells;
+    const int64_t block = mobilellm::max_scores;
     const auto    rows  = [&](const head_cache & cache, const place & at) {
         const int64_t n = at.end - at.first < block ? at.end - at.first : block;
-        return cell_rows{ cache.data + at.head * cache.head, cache.cell, a.cells + at.first, n,
-                          row_bytes(cache.type, a.n_embd_head) };
+        return cell_rows{ cache.data + at.head * cache.head, cache.cell, a.cells + at.first, n, cache.head };
     };
+    // what no reader knows, as rows of floats
+    int32_t    numbers[mobilellm::max_scores];
+    const auto ready = [&](const head_cache & cache, const cell_rows & stored, float * floats) {
+        if (is_read(cache.type)) {
+            return stored;
+        }
+        head_cache head = cache;
+        head.data       = stored.data;
+        read_cells<L>(head, stored.cells, stored.n, a.n_embd_head, floats);
+        for (int32_t i = 0; i < stored.n; ++i) {
+            numbers[i] = i;
+        }
+        const int64_t row = a.n_embd_head * int64_t(sizeof(float));
+        return cell_rows{ reinterpret_cast<const uint8_t *>(floats), row, numbers, stored.n, row };
+    };
+    attention_shard as_read = a;
+    as_read.k.type          = is_read(a.k.type) ? a.k.type : GGML_TYPE_F32;
+    as_read.v.type          = is_read(a.v.type) ? a.v.type : GGML_TYPE_F32;
     for (int64_t first = 0; first < a.n_cells; first += block) {
         for (int h = 0; h < a.n_heads; ++h) {
             const place here   = { a.first_head + h, first, a.n_cells };
@@ -258,18 +228,20 @@ void attend_on(const attention_shard & a) {
             const place next   = h + 1 < a.n_heads           ? place{ here.head + 1, first, a.n_cells }
                                  : first + block < a.n_cells ? place{ a.first_head, first + block, a.n_cells }
                                                              : place{ 0, a.n_cells, a.n_cells + a.n_next };
-            const auto  k      = rows(a.k, here);
-            const auto  v      = rows(a.v, here);
+            auto        k      = rows(a.k, here);
+            auto        v      = rows(a.v, here);
             auto        next_k = rows(a.k, next);
             auto        next_v = rows(a.v, next);
             for (int64_t i = 0; a.begins && first == 0 && h == 0 && i < k.n; ++i) {
                 k.fetch(i);
                 v.fetch(i);
             }
+            k = ready(a.k, k, a.rows);
+            v = ready(a.v, v, a.rows + mobilellm::max_scores * a.n_embd_head);
             for (int g = 0; g < a.n_group;) {
                 const int  n    = a.n_group - g < L::group ? a.n_group - g : L::group;
                 const auto some = [&](auto N) {
-                    attend_block<L, decltype(N)::value>(a, k, v, next_k, next_v, h * a.n_group + g, first == 0);
+                    attend_block<L, decltype(N)::value>(as_read, k, v, next_k, next_v, h * a.n_group + g, first == 0);
                 };
                 switch (n) {
                     case 1:

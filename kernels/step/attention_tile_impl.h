@@ -16,7 +16,6 @@
 namespace {
 
 using mobilellm::attention_tile;
-using mobilellm::head_cache;
 using mobilellm::tile_cells;
 using mobilellm::tile_tokens;
 
@@ -92,37 +91,6 @@ void multiply_add(const float * a, int64_t a_row, int64_t a_step, int64_t n_rows
         if (n < columns) {
             multiply_tile<L, 1>(rows, a_row, a_step, b + n, b_step, n_steps, c + r * c_row + n, c_row, kept);
         }
-    }
-}
-
-// The rows of n cells as floats, (n, n_embd_head).
-template <typename L, template <typename> class Reader>
-void read_cells(const head_cache & cache, const int32_t * cells, int64_t n, int64_t n_embd_head, float * out) {
-    for (int64_t c = 0; c < n; ++c, out += n_embd_head) {
-        const uint8_t * row = cache.data + cells[c] * cache.cell;
-        if (cache.transposed) {
-            for (int64_t e = 0; e < n_embd_head; ++e) {
-                out[e] = Reader<scalar_lanes>::load(row + e * cache.element, 0);
-            }
-            continue;
-        }
-        for (int64_t block = 0; block < n_embd_head; block += 32) {
-            for (int e = 0; e < 32; e += L::width) {
-                L::store(out + block + e, Reader<L>::load(Reader<L>::at(row, block), e));
-            }
-        }
-    }
-}
-
-template <typename L>
-void read_cells(const head_cache & cache, const int32_t * cells, int64_t n, int64_t n_embd_head, float * out) {
-    switch (cache.type) {
-        case GGML_TYPE_F32:
-            return read_cells<L, read_f32>(cache, cells, n, n_embd_head, out);
-        case GGML_TYPE_F16:
-            return read_cells<L, read_f16>(cache, cells, n, n_embd_head, out);
-        default:
-            return read_cells<L, read_q8_0>(cache, cells, n, n_embd_head, out);
     }
 }
 

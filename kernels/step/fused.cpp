@@ -27,12 +27,11 @@ bool is_vector(const ggml_tensor * t, int64_t n) {
     return t->type == GGML_TYPE_F32 && t->ne[0] == n && ggml_nelements(t) == n && ggml_is_contiguous(t) && t->data;
 }
 
-bool is_cache_type(ggml_type type, bool transposed) {
-    return type == GGML_TYPE_F16 || type == GGML_TYPE_F32 || (type == GGML_TYPE_Q8_0 && !transposed);
-}
-
-bool transposed(const ggml_tensor * v) {
-    return v->nb[1] > v->nb[2];
+// Of a type that ggml turns into floats and back, with rows of heads.
+bool is_cache(const ggml_tensor * t) {
+    const ggml_type_traits & type  = *ggml_get_type_traits(t->type);
+    const bool               known = t->type == GGML_TYPE_F32 || (type.to_float && type.from_float_ref);
+    return known && t->nb[1] <= t->nb[2] && t->data;
 }
 
 }  // namespace
@@ -42,15 +41,16 @@ bool fused_step::knows(const fused_model & m) {
     const int64_t kv_size = m.n_head_kv * m.n_embd_head;
 
     bool yes = m.n_head % m.n_head_kv == 0 && m.n_embd_head % BLOCK == 0 && m.n_embd_head <= max_embd_head &&
-               is_vector(m.output_norm, m.n_embd) && (!m.output || is_matrix(m.output, m.n_embd, m.output->ne[1]));
+               is_vector(m.output_norm, m.n_embd) &&
+               (!m.rope_factors || is_vector(m.rope_factors, m.n_embd_head / 2)) &&
+               (!m.output || is_matrix(m.output, m.n_embd, m.output->ne[1]));
     for (const fused_layer & l : m.layers) {
         yes = yes && is_vector(l.attn_norm, m.n_embd) && is_vector(l.ffn_norm, m.n_embd);
         yes = yes && is_matrix(l.wq, m.n_embd, q_size) && is_matrix(l.wk, m.n_embd, kv_size) &&
               is_matrix(l.wv, m.n_embd, kv_size) && is_matrix(l.wo, q_size, m.n_embd);
         yes = yes && is_matrix(l.ffn_gate, m.n_embd, m.n_ff) && is_matrix(l.ffn_up, m.n_embd, m.n_ff) &&
               is_matrix(l.ffn_down, m.n_ff, m.n_embd);
-        yes = yes && is_cache_type(l.k->type, false) && is_cache_type(l.v->type, transposed(l.v)) && l.k->data &&
-              l.v->data;
+        yes = yes && is_cache(l.k) && is_cache(l.v) && (!l.control || is_vector(l.control, m.n_embd));
     }
     return yes;
 }
@@ -62,10 +62,11 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
     qkv_size_ = q_size_ + 2 * m.n_head_kv * m.n_embd_head;
     n_group_  = m.n_head / m.n_head_kv;
 
+    const auto cache_of = [](const ggml_tensor * t) {
+        return head_cache{ static_cast<uint8_t *>(t->data), t->type, int64_t(t->nb[2]), int64_t(t->nb[1]),
+                           int64_t(t->nb[3]) };
+    };
     for (const fused_layer & l : m.layers) {
-        const bool    columns = transposed(l.v);
-        const int64_t v_cell  = columns ? l.v->nb[0] : l.v->nb[2];
-        const int64_t v_elem  = columns ? l.v->nb[2] : 0;
         layers_.push_back({ static_cast<const float *>(l.attn_norm->data),
                             static_cast<const float *>(l.ffn_norm->data),
                             { with_pairs(l.wq), with_pairs(l.wk), with_pairs(l.wv) },
@@ -73,10 +74,9 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
                             with_pairs(l.ffn_gate),
                             with_pairs(l.ffn_up),
                             with_pairs(l.ffn_down),
-                            { static_cast<uint8_t *>(l.k->data), l.k->type, false, int64_t(l.k->nb[2]), 0,
-                              int64_t(l.k->nb[1]), int64_t(l.k->nb[3]) },
-                            { static_cast<uint8_t *>(l.v->data), l.v->type, columns, v_cell, v_elem,
-                              int64_t(l.v->nb[1]), int64_t(l.v->nb[3]) },
+                            cache_of(l.k),
+                            cache_of(l.v),
+                            l.control ? static_cast<const float *>(l.control->data) : nullptr,
                             l.rope,
                             l.qk_norm,
                             l.cache,
@@ -115,6 +115,7 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
             arena_.add(own.rope, n * m.n_embd_head);
             arena_.add(own.q, q_size_);
             arena_.add(own.scores, n_group_ * max_scores);
+            arena_.add(own.cells, 2 * max_scores * m.n_embd_head);
         } else {
             arena_.add(own.rows, n * std::max(q_size_, m.n_embd));
             add_activations(own.hidden, n, m.n_ff);
@@ -168,13 +169,26 @@ int fused_step::n_threads() {
     return few_ ? own_thread_limit().threads() : max_threads;
 }
 
-// cos and sin of each pair, the angles multiplied up in float as ggml does
+// cos and sin of each pair, the angles multiplied up in float as ggml does, and YaRN (arXiv 2309.00071) as there
 void fused_step::rope_angles(int32_t position, float * rope) const {
-    const float ratio = std::pow(model_.rope_freq_base, -2.0f / float(model_.n_embd_head));
-    float       theta = float(position);
-    for (int64_t i = 0; i < model_.n_embd_head; i += 2) {
-        rope[i]     = std::cos(theta * model_.rope_freq_scale) * model_.rope_attn_factor;
-        rope[i + 1] = std::sin(theta * model_.rope_freq_scale) * model_.rope_attn_factor;
+    const fused_model & m       = model_;
+    const float         ratio   = std::pow(m.rope_freq_base, -2.0f / float(m.n_embd_head));
+    const auto *        factors = m.rope_factors ? static_cast<const float *>(m.rope_factors->data) : nullptr;
+    const float         size    = m.rope_ext_factor == 0.0f
+                                      ? m.rope_attn_factor
+                                      : m.rope_attn_factor * (1.0f + 0.1f * std::log(1.0f / m.rope_freq_scale));
+    float               theta   = float(position);
+    for (int64_t i = 0; i < m.n_embd_head; i += 2) {
+        const float far   = factors ? theta / factors[i / 2] : theta;
+        float       angle = far * m.rope_freq_scale;
+        if (m.rope_ext_factor != 0.0f) {
+            const float along =
+                (float(i / 2) - m.rope_corr_dims[0]) / std::max(0.001f, m.rope_corr_dims[1] - m.rope_corr_dims[0]);
+            const float mix = (1.0f - std::clamp(along, 0.0f, 1.0f)) * m.rope_ext_factor;
+            angle           = angle * (1.0f - mix) + far * mix;
+        }
+        rope[i]     = std::cos(angle) * size;
+        rope[i + 1] = std::sin(angle) * size;
         theta *= ratio;
     }
 }
@@ -265,6 +279,12 @@ void fused_step::project_qkv(const layer & l, const layer * later, const private
     }
 }
 
+void fused_step::control(const layer & l, float * x, int64_t n_tokens) const {
+    for (int64_t t = 0; l.control && t < n_tokens; ++t) {
+        ops_.add(x + t * model_.n_embd, l.control, model_.n_embd);
+    }
+}
+
 // Heads of q or k, in place, as they are multiplied, and k as the cache holds it.
 void fused_step::ready_for_scores(const layer & l, float * heads, int64_t n) const {
     const int64_t n_embd_head = model_.n_embd_head;
@@ -295,16 +315,7 @@ void fused_step::write_cell(const layer & l, const request_cache & cache, const 
     if (m.v_rotation) {
         ops_.hadamard(row, m.n_embd_head, m.v_rotation);
     }
-    uint8_t * out = at(l.v);
-    if (!l.v.transposed) {
-        ops_.store(row, m.n_embd_head, l.v.type, out);
-        return;
-    }
-    uint8_t elements[max_embd_head * sizeof(float)];
-    ops_.store(row, m.n_embd_head, l.v.type, elements);
-    for (int64_t e = 0; e < m.n_embd_head; ++e) {
-        std::memcpy(out + e * l.v.element, elements + e * l.v.cell, l.v.cell);
-    }
+    ops_.store(row, m.n_embd_head, l.v.type, at(l.v));
 }
 
 // The normed state of a token whose output is wanted: the result, or input of the output matrix.
@@ -389,7 +400,7 @@ int64_t n_runs() {
 void * mobilellm_proc_address(const char * name) {
     static mobilellm::fused_interface fused = { mobilellm::create, mobilellm::destroy,       mobilellm::plan,
                                                 mobilellm::run,    mobilellm::low_rank_size, mobilellm::pack_low_rank,
-                                                mobilellm::n_runs };
+                                                mobilellm::n_runs, mobilellm::packed };
     const bool                        wanted =
         std::strcmp(name, "mobilellm_fused") == 0 && mobilellm_kernels_wanted() == mobilellm_kernels::all;
     return wanted ? &fused : nullptr;

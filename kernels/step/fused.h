@@ -25,10 +25,10 @@ struct fused_layer {
     const ggml_tensor * ffn_gate;
     const ggml_tensor * ffn_up;
     const ggml_tensor * ffn_down;
-    // llama.cpp's views of its KV cache: k (n_embd_head, n_head_kv, n_kv, n), v likewise or (n_kv, n_head_kv,
-    // n_embd_head, n), where they view n streams of a cache with as many cells each
+    // llama.cpp's views of its KV cache, (n_embd_head, n_head_kv, n_kv, n), where n streams have as many cells each
     const ggml_tensor * k;
     const ggml_tensor * v;
+    const ggml_tensor * control;  // (n_embd) of a control vector, which is added to the layer's result, or nullptr
 
     bool rope;
     bool qk_norm;  // of each head of q and k, without weights, after RoPE
@@ -68,11 +68,14 @@ struct fused_model {
 
     std::vector<fused_cache> caches;  // max_caches at most
 
-    float eps;
-    float kq_scale;
-    float rope_freq_base;
-    float rope_freq_scale;
-    float rope_attn_factor;
+    float               eps;
+    float               kq_scale;
+    float               rope_freq_base;
+    float               rope_freq_scale;
+    float               rope_attn_factor;
+    float               rope_ext_factor;    // of YaRN, 0: none
+    float               rope_corr_dims[2];  // likewise: between these pairs it goes from one scale to the other
+    const ggml_tensor * rope_factors;       // (n_embd_head / 2) that frequencies are divided by, or nullptr
 
     // Size of the Hadamard matrix that the cache's K (and q) and V are rotated by, 0: not rotated.
     int64_t k_rotation;
@@ -104,6 +107,9 @@ struct fused_interface {
 
     // How many steps the calling thread has run as the first thread of a node.
     int64_t (*n_runs)();
+
+    // Whether the weight is packed.
+    bool (*packed)(const ggml_tensor * weight);
 };
 
 }  // namespace mobilellm

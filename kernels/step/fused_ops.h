@@ -12,20 +12,19 @@
 
 namespace mobilellm {
 
-// Where a KV head of a cache lies: cell c, element e at data + c * cell + e * element. Rows of a cell are contiguous
-// (element is then the size of one, and unused) unless `transposed`, where cells are.
+// Where a KV head of a cache lies: the row of cell c at data + c * cell.
 struct head_cache {
     const uint8_t * data;
-    ggml_type       type;  // F32, F16 or Q8_0; transposed: F32 or F16
-    bool            transposed;
+    ggml_type       type;  // that ggml turns into floats and back. It is faster for F32, F16 and Q8_0
     int64_t         cell;
-    int64_t         element;
     int64_t         head;    // bytes to the next KV head
     int64_t         stream;  // bytes to the next stream, which has as many cells of its own
 };
 
-constexpr int     max_shards = 8;    // of attention over the cells
-constexpr int64_t max_scores = 512;  // of a query head at a time
+constexpr int     max_shards = 8;  // of attention over the cells
+// Of a query head: cells whose scores are computed before their values are added. Their rows fit into the first-level
+// cache, and fetching the next ones takes as long as computing.
+constexpr int64_t max_scores = 64;
 
 // Attention of some KV heads, each with the n_group query heads that share it, over some cells.
 struct attention_shard {
@@ -44,6 +43,7 @@ struct attention_shard {
     int64_t         n_next;
 
     float * scores;   // scratch, (n_group, max_scores)
+    float * rows;     // scratch, (2, max_scores, n_embd_head)
     float * out;      // (n_heads, n_group, n_embd_head): sum over cells of exp(score - largest) v
     float * largest;  // (n_heads, n_group)
     float * sum;      // (n_heads, n_group): sum over cells of exp(score - largest)
@@ -85,7 +85,7 @@ struct fused_ops {
     void (*silu_mul)(const float * gate, const float * up, int64_t n, float * y);  // silu(gate) * up
     // the orthonormal Walsh-Hadamard transform of every `size` elements (a power of two, at least 16), in place
     void (*hadamard)(float * x, int64_t n, int64_t size);
-    // n floats -> F32, F16 or (n a multiple of 32) Q8_0
+    // n floats -> a type of head_cache, of which n is a multiple of the block
     void (*store)(const float * x, int64_t n, ggml_type type, uint8_t * out);
     void (*attend)(const attention_shard & shard);
     // y = sum over shards of w_s out_s / sum over shards of w_s sum_s, w_s = exp(largest_s - largest); shard s lies

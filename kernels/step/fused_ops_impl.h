@@ -77,6 +77,8 @@ struct fused_ops_on {
             for (int64_t i = 0; i < n; i += L::width) {
                 L::store_f16(out + 2 * i, L::load(x + i));
             }
+        } else if (type != GGML_TYPE_Q8_0) {
+            ggml_get_type_traits(type)->from_float_ref(x, out, n);
         } else {
             for (; n > 0; n -= 32, x += 32, out += 34) {
                 auto high = L::zero();

@@ -86,6 +86,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
                  later ? later->down.data : nullptr);
         meet();
         ops_.add(own.x, update_, n * m.n_embd);
+        control(l, own.x, n);
     }
     // each thread multiplies all states by its part of the output matrix; where they are the result, one writes each
     const int64_t step = output_.data ? 1 : nth;
@@ -147,7 +148,7 @@ void fused_step::attend(const layer & l, const fused_request & r, const private_
                 write_cell(l, cache, own, qkv, h, t);
             }
             ops_.attend({ m.n_embd_head, int(head), int(n_heads), int(n_group_), own.q + q_head * m.n_embd_head, k, v,
-                          list + cells.begin, cells.size(), task == begin, n_next, own.scores,
+                          list + cells.begin, cells.size(), task == begin, n_next, own.scores, own.cells,
                           out_ + slot * m.n_embd_head, largest_ + slot, sum_ + slot });
         }
     }

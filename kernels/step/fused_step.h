@@ -61,6 +61,7 @@ struct layer {
     projection    down;
     head_cache    k;  // of KV head 0 and the first of the request's streams
     head_cache    v;
+    const float * control;
     bool          rope;
     bool          qk_norm;
     int           cache;
@@ -118,6 +119,7 @@ struct private_arrays {
     float *       rope;    // (n, n_embd_head)
     float *       q;       // (n_head, n_embd_head)
     float *       scores;  // (n_head / n_head_kv, max_scores)
+    float *       cells;   // (2, max_scores, n_embd_head)
     // many
     float *       rows;    // (n, n_head, n_embd_head) attention, (n, n_embd) what is added to the stream
     activations * hidden;  // (n, n_ff) of down
@@ -148,6 +150,7 @@ class fused_step {
                   float * y, int64_t stride, const void * next, const uint8_t * later) const;
     void project_qkv(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
                      const float * rope, float * qkv, int ith, int nth) const;
+    void control(const layer & l, float * x, int64_t n_tokens) const;
     void ready_for_scores(const layer & l, float * heads, int64_t n) const;
     void write_cell(const layer & l, const request_cache & cache, const private_arrays & own, const float * qkv,
                     int64_t head, int64_t token) const;

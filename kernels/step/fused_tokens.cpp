@@ -167,6 +167,7 @@ void fused_step::finish_layer(const layer & l, const fused_request & r, const pr
     reduce(l.down, own.hidden, n, own.thin);
     multiply(l.down, { 0, l.down.n_groups() }, own.hidden, n, own.thin, own.rows, m.n_embd, nullptr, nullptr);
     ops_.add(x, own.rows, n * m.n_embd);
+    control(l, x, n);
 }
 
 }  // namespace mobilellm

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
-from sessions import CACHES, NOISE, SHAPE, TOKENS, Session, decode, distance, load
+from sessions import CACHES, F16, F32, NOISE, SHAPE, TOKENS, Session, decode, distance, load
 
 from mobilellm_cpp import convert_checkpoint
 from mobilellm_cpp.engine.library import llama_cpp
@@ -53,6 +53,18 @@ def test_removed_and_shifted_cells(files, ordinary, cache):
         return np.concatenate(rows)
 
     assert 0 < distance(run(), ordinary(run)) < NOISE
+
+
+@pytest.mark.parametrize("name", ["llama", "shared", "pro"])
+@pytest.mark.parametrize("type", [F16, F32])
+def test_flash_attention_changes_no_bit(files, name, type):
+    """Without it llama.cpp holds V as columns, where the node does not read it."""
+    rows = []
+    for flash in (0, 1):
+        session = Session(load(files[name]), type_k=type, type_v=type, flash_attn_type=flash)
+        rows.append(np.concatenate([session.whole(TOKENS[:40]), session.run(TOKENS[40:50], 40)]))
+        session.close()
+    assert np.array_equal(*rows)
 
 
 def test_a_kept_prefix_gives_the_same_bits(files):

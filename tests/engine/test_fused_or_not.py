@@ -1,6 +1,5 @@
 """What takes the ordinary graph in the place of the fused node."""
 
-import ctypes
 import io
 import json
 import os
@@ -11,39 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_edit import BOOL, F32, STRING, U32, rewrite
-from sessions import BF16, NOISE, Q4_0, TOKENS, Session, decode, distance, load
+from sessions import NOISE, TOKENS, Session, decode, distance, load
 
 from mobilellm_cpp.engine.library import llama_cpp
-
-
-def test_a_control_vector_takes_the_ordinary_graph(files, ordinary):
-    llm = load(files["llama"])
-    vector = np.random.default_rng(4).normal(size=(2, 384)).astype(np.float32)
-
-    def run():
-        session = Session(llm)
-        data = vector.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        assert not llama_cpp.llama_set_adapter_cvec(session.ctx, data, vector.size, 384, 1, 2)
-        rows = session.run(TOKENS[:10])
-        session.close()
-        return rows
-
-    assert np.array_equal(run(), ordinary(run))
-    assert distance(run(), decode(files["llama"])[:10]) > 0.05
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"type_k": BF16, "type_v": BF16},
-        {"type_k": Q4_0, "type_v": Q4_0},
-        {"rope_scaling_type": 2, "yarn_ext_factor": 1.0, "rope_freq_scale": 0.5},
-    ],
-    ids=["bf16-cache", "q4_0-cache", "yarn"],
-)
-def test_requests_that_take_the_ordinary_graph(files, ordinary, params):
-    fused = decode(files["llama"], TOKENS[:20], **params)
-    assert np.array_equal(fused, ordinary(decode, files["llama"], TOKENS[:20], **params))
 
 
 @pytest.mark.parametrize(
@@ -82,13 +51,6 @@ def test_what_other_programs_write_of_a_llama_is_fused(files, ordinary, tmp_path
     path = rewrite(files["llama"], tmp_path / "other.gguf", keys)
     assert not np.array_equal(decode(path, TOKENS[:5]), ordinary(decode, path, TOKENS[:5]))
     assert np.array_equal(decode(path, TOKENS[:5]), decode(files["llama"], TOKENS[:5]))
-
-
-def test_linear_rope_scaling_is_fused(files, ordinary):
-    params = {"rope_scaling_type": 1, "rope_freq_scale": 0.25, "rope_freq_base": 5e5}
-    fused = decode(files["llama"], **params)
-    assert distance(fused, decode(files["llama"])) > 0.05
-    assert 0 < distance(fused, ordinary(decode, files["llama"], **params)) < NOISE
 
 
 def test_somebody_who_watches_sees_every_node(files, ordinary):

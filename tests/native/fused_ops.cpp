@@ -119,17 +119,15 @@ void test_hadamard(const fused_ops & ops, const std::string & name) {
     }
 }
 
-// A cache of all types, in rows or transposed: one KV head that nobody reads, then `heads`.
+// A cache of any type: one KV head that nobody reads, then `heads`.
 struct cache {
-    cache(ggml_type type, bool transposed, int64_t n_cells, int64_t n_embd_head, const fused_ops & ops, int heads = 1) {
+    cache(ggml_type type, int64_t n_cells, int64_t n_embd_head, const fused_ops & ops, int heads = 1) {
         const int64_t n_heads = 1 + heads;
         const int64_t row     = ggml_row_size(type, n_embd_head);
-        const int64_t size    = ggml_type_size(type);
         memory.assign(n_cells * n_heads * row, 0xFF);  // NaN where nothing was written
         values.resize(heads * n_cells * n_embd_head);
 
-        all  = transposed ? head_cache{ memory.data(), type, true, size, n_cells * size, n_cells * row, 0 }
-                          : head_cache{ memory.data(), type, false, n_heads * row, size, row, 0 };
+        all  = { memory.data(), type, n_heads * row, row, 0 };
         view = all;
         view.data += all.head;
         for (int64_t i = 0; i < heads * n_cells; ++i) {
@@ -152,12 +150,7 @@ struct cache {
                 }
             }
             uint8_t * base = const_cast<uint8_t *>(view.data) + i / n_cells * view.head + i % n_cells * view.cell;
-            if (!transposed) {
-                std::memcpy(base, stored.data(), row);
-            }
-            for (int64_t e = 0; transposed && e < n_embd_head; ++e) {
-                std::memcpy(base + e * view.element, stored.data() + e * size, size);
-            }
+            std::memcpy(base, stored.data(), row);
         }
     }
 
@@ -168,14 +161,13 @@ struct cache {
 };
 
 void test_attention(const fused_ops & ops, const std::string & name, ggml_type k_type, ggml_type v_type,
-                    bool transposed, int64_t n_embd_head, int n_group, int64_t n_cache, bool gaps) {
-    const std::string at = name + ": attention, K " + ggml_type_name(k_type) + ", V " + ggml_type_name(v_type) +
-                           (transposed ? " transposed, " : ", ") + std::to_string(n_embd_head) + " wide, " +
-                           std::to_string(n_group) + " heads, " + std::to_string(n_cache) + " cells" +
-                           (gaps ? " with gaps" : "");
+                    int64_t n_embd_head, int n_group, int64_t n_cache, bool gaps) {
+    const std::string at = name + ": attention, K " + ggml_type_name(k_type) + ", V " + ggml_type_name(v_type) + ", " +
+                           std::to_string(n_embd_head) + " wide, " + std::to_string(n_group) + " heads, " +
+                           std::to_string(n_cache) + " cells" + (gaps ? " with gaps" : "");
     constexpr int        n_heads = 2;
-    const cache          k(k_type, false, n_cache, n_embd_head, ops, n_heads);
-    const cache          v(v_type, transposed, n_cache, n_embd_head, ops, n_heads);
+    const cache          k(k_type, n_cache, n_embd_head, ops, n_heads);
+    const cache          v(v_type, n_cache, n_embd_head, ops, n_heads);
     std::vector<int32_t> cells;
     for (int32_t c = 0; c < n_cache; ++c) {
         if (!gaps || generator() % 3 != 0 || c + 1 == n_cache) {
@@ -189,6 +181,7 @@ void test_attention(const fused_ops & ops, const std::string & name, ggml_type k
     // every shard on its own, then combined, as threads do; all heads at once or one by one
     const auto attend = [&](int at_once) {
         const int          n_shards = cells.size() < 3 ? 1 : 3;
+        std::vector<float> rows(2 * max_scores * n_embd_head);
         std::vector<float> scores(n_group * max_scores), out(n_shards * stride), y(stride);
         std::vector<float> largest(n_shards * n_all), sum(n_shards * n_all);
         for (int s = 0; s < n_shards; ++s) {
@@ -197,7 +190,7 @@ void test_attention(const fused_ops & ops, const std::string & name, ggml_type k
                 const int64_t slot = s * n_all + head * n_group;
                 ops.attend({ n_embd_head, 1 + head, at_once, n_group, q.data() + head * n_group * n_embd_head, k.all,
                              v.all, cells.data() + begin, int64_t(end - begin), s == 0, int64_t(cells.size() - end),
-                             scores.data(), out.data() + slot * n_embd_head, largest.data() + slot,
+                             scores.data(), rows.data(), out.data() + slot * n_embd_head, largest.data() + slot,
                              sum.data() + slot });
             }
         }
@@ -233,13 +226,13 @@ void test_attention(const fused_ops & ops, const std::string & name, ggml_type k
 }
 
 // Several tokens, each of which sees cells of its own; then some of them without the others, which changes no bit.
-void test_attention_tile(const fused_ops & ops, const std::string & name, ggml_type type, bool transposed,
-                         int64_t n_embd_head, int n_group, int64_t n_cache, int64_t n_tokens) {
-    const std::string at = name + ": attention tile, " + ggml_type_name(type) + (transposed ? " transposed, " : ", ") +
-                           std::to_string(n_embd_head) + " wide, " + std::to_string(n_group) + " heads, " +
-                           std::to_string(n_cache) + " cells, " + std::to_string(n_tokens) + " tokens";
-    const cache           k(type, false, n_cache, n_embd_head, ops);
-    const cache           v(type, transposed, n_cache, n_embd_head, ops);
+void test_attention_tile(const fused_ops & ops, const std::string & name, ggml_type type, int64_t n_embd_head,
+                         int n_group, int64_t n_cache, int64_t n_tokens) {
+    const std::string at = name + ": attention tile, " + ggml_type_name(type) + ", " + std::to_string(n_embd_head) +
+                           " wide, " + std::to_string(n_group) + " heads, " + std::to_string(n_cache) + " cells, " +
+                           std::to_string(n_tokens) + " tokens";
+    const cache           k(type, n_cache, n_embd_head, ops);
+    const cache           v(type, n_cache, n_embd_head, ops);
     const int64_t         width    = n_group * n_embd_head;
     const int64_t         q_stride = width + 32, out_stride = width + 16;
     std::vector<float>    q = normals(n_tokens * q_stride, 0.5f);
@@ -316,7 +309,7 @@ void test_attention_tile(const fused_ops & ops, const std::string & name, ggml_t
     }
 
     // a key and a value that are not finite spoil what those get who see them, and nothing else
-    if (type == GGML_TYPE_F32 && !transposed) {
+    if (type == GGML_TYPE_F32) {
         const int64_t bad = n_cache / 2;
         auto *        row = reinterpret_cast<float *>(const_cast<uint8_t *>(v.view.data) + bad * v.view.cell);
         row[3]            = n_tokens % 2 ? INFINITY : NAN;
@@ -441,11 +434,8 @@ void test(const fused_ops & ops, const kernels & products, const std::string & n
             for (const bool gaps : { false, true }) {
                 for (const ggml_type k : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
                     for (const ggml_type v : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
-                        test_attention(ops, name, k, v, false, 64, n_group, n_cache, gaps);
-                        test_attention(ops, name, k, v, false, 96, n_group, n_cache, gaps);
-                        if (v != GGML_TYPE_Q8_0) {
-                            test_attention(ops, name, k, v, true, 64, n_group, n_cache, gaps);
-                        }
+                        test_attention(ops, name, k, v, 64, n_group, n_cache, gaps);
+                        test_attention(ops, name, k, v, 96, n_group, n_cache, gaps);
                     }
                 }
             }
@@ -453,19 +443,17 @@ void test(const fused_ops & ops, const kernels & products, const std::string & n
     }
     for (const int n_group : { 1, 3, 7 }) {  // shards of more than one block
         for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
-            test_attention(ops, name, type, type, false, 64, n_group, 700, true);
+            test_attention(ops, name, type, type, 64, n_group, 700, true);
         }
-        test_attention(ops, name, GGML_TYPE_F32, GGML_TYPE_F32, true, 32, n_group, 2000, n_group == 3);
+        test_attention(ops, name, GGML_TYPE_F32, GGML_TYPE_F32, 32, n_group, 2000, n_group == 3);
     }
     for (const int64_t n_tokens : { 1, 2, 7, 16, 33, 48 }) {
         for (const int64_t n_cache : { 1, 31, 64, 65, 200 }) {
             for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
-                test_attention_tile(ops, name, type, false, 64, 3, n_cache, n_tokens);
-                test_attention_tile(ops, name, type, false, 96, 1, n_cache, n_tokens);
-                test_attention_tile(ops, name, type, false, 128, 2, n_cache, n_tokens);
-                if (type != GGML_TYPE_Q8_0) {
-                    test_attention_tile(ops, name, type, true, 32, 5, n_cache, n_tokens);
-                }
+                test_attention_tile(ops, name, type, 64, 3, n_cache, n_tokens);
+                test_attention_tile(ops, name, type, 96, 1, n_cache, n_tokens);
+                test_attention_tile(ops, name, type, 128, 2, n_cache, n_tokens);
+                test_attention_tile(ops, name, type, 32, 5, n_cache, n_tokens);
             }
         }
     }

@@ -247,6 +247,8 @@ struct small_model {
         fused.rope_freq_base   = 1e4f;
         fused.rope_freq_scale  = 1.0f;
         fused.rope_attn_factor = 1.0f;
+        fused.rope_ext_factor  = 0.0f;
+        fused.rope_factors     = nullptr;
         fused.k_rotation       = 0;
         fused.v_rotation       = 0;
     }
@@ -264,7 +266,7 @@ struct small_model {
         fused.layers.push_back({ vector(GGML_TYPE_F32, n_embd), matrix(n_embd, n_embd), matrix(n_embd, n_kv),
                                  matrix(n_embd, n_kv), matrix(n_embd, n_embd), vector(GGML_TYPE_F32, n_embd),
                                  matrix(n_embd, n_ff), matrix(n_embd, n_ff), matrix(n_ff, n_embd), cache(), cache(),
-                                 true, norm });
+                                 nullptr, true, norm });
     }
 
     static void fill(ggml_tensor * t) {

@@ -49,7 +49,7 @@ bool knows_all_keys(const llama_model & model) {
 }
 
 // A Llama as its simplest: nine tensors a block and nothing else, all layers alike but for a window.
-bool is_plain(const llama_model & model, const llama_cparams & cparams) {
+bool is_plain(const llama_model & model) {
     const llama_hparams & h       = model.hparams;
     const uint32_t        n_layer = h.n_layer();
 
@@ -66,8 +66,7 @@ bool is_plain(const llama_model & model, const llama_cparams & cparams) {
         const llama_layer & l = model.layers[il];
         blocks.insert(l.wq);
         if (!l.attn_norm || !l.wq || !l.wk || !l.wv || !l.wo || !l.ffn_norm || !l.ffn_gate || !l.ffn_up ||
-            !l.ffn_down || h.n_head(il) != h.n_head() || h.n_head_kv(il) != h.n_head_kv() || h.n_ff(il) != h.n_ff() ||
-            model.get_rope_factors(cparams, il)) {
+            !l.ffn_down || h.n_head(il) != h.n_head() || h.n_head_kv(il) != h.n_head_kv() || h.n_ff(il) != h.n_ff()) {
             return false;
         }
     }
@@ -88,22 +87,14 @@ std::vector<const llama_kv_cache_context *> caches_of(const llama_memory_context
 }
 
 // Tokens through every layer, and nobody looks at what lies between.
-bool is_plain(const llm_graph_params & params, uint32_t n_layer) {
+bool is_plain(const llm_graph_params & params) {
     const llama_cparams & c = params.cparams;
 
     const bool step = params.gtype == LLM_GRAPH_TYPE_DEFAULT || params.gtype == LLM_GRAPH_TYPE_DECODER;
     const bool seen =
         c.embeddings_nextn || (c.cb_eval && c.cb_eval != mobilellm_at_final_norm) ||
         std::find(c.embeddings_layer_inp.begin(), c.embeddings_layer_inp.end(), true) != c.embeddings_layer_inp.end();
-    if (!step || seen || !c.causal_attn || c.training || c.yarn_ext_factor != 0.0f) {
-        return false;
-    }
-    for (uint32_t il = 0; params.cvec && il < n_layer; ++il) {
-        if (params.cvec->tensor_for(il)) {
-            return false;
-        }
-    }
-    return !caches_of(params.mctx).empty();
+    return step && !seen && c.causal_attn && !c.training && !caches_of(params.mctx).empty();
 }
 
 // A pair as the step reads it. It is packed once, where `extra` of its first half points, and lives as long as the
@@ -127,11 +118,7 @@ const void * packed(llama_adapter_lora & adapter, const llama_adapter_lora_weigh
 struct graph_input_step : public llm_graph_input_i {
     graph_input_step(fused_step * step, ggml_tensor * node, const fused_model & model,
                      const std::vector<const llama_kv_cache_context *> & contexts) :
-        step(step),
-        node(node),
-        caches(model.caches),
-        n_streams(model.n_streams),
-        n_layer(uint32_t(model.layers.size())) {
+        step(step), node(node), caches(model.caches), n_streams(model.n_streams) {
         for (const llama_kv_cache_context * context : contexts) {
             kv_caches.push_back(context->mobilellm_cache());
         }
@@ -156,14 +143,13 @@ struct graph_input_step : public llm_graph_input_i {
         fused_kernels()->plan(step, node);
     }
 
-    bool can_reuse(const llm_graph_params & params) override { return is_plain(params, n_layer); }
+    bool can_reuse(const llm_graph_params & params) override { return is_plain(params); }
 
     fused_step * const                  step;
     ggml_tensor * const                 node;
     const std::vector<fused_cache>      caches;
     std::vector<const llama_kv_cache *> kv_caches;
     const int64_t                       n_streams;
-    const uint32_t                      n_layer;
     std::vector<int32_t>                values;
 };
 
@@ -231,7 +217,7 @@ struct fused_graph : public llm_graph_context {
     }
 
     // What the adapters in use add to the matrices of the blocks; false where one changes anything else. (The output
-    // matrix gets a node of its own then.)
+    // matrix gets a node of its own then, and upstream takes the rows of the embedding.)
     bool describe_adapters(const llama_model & model, fused_model & m) {
         std::set<ggml_tensor *> matrices;
         for (const llama_layer & l : model.layers) {
@@ -239,6 +225,7 @@ struct fused_graph : public llm_graph_context {
         }
         for (const auto & [adapter, factor] : *loras) {
             size_t known = adapter->get_weight(model.output) != nullptr;
+            known += model.tok_embd != model.output && adapter->get_weight(model.tok_embd) != nullptr;
             for (ggml_tensor * weight : matrices) {
                 if (const llama_adapter_lora_weight * pair = adapter->get_weight(weight)) {
                     m.pairs.push_back(
@@ -263,16 +250,24 @@ struct fused_graph : public llm_graph_context {
         }
 
         for (int il = 0; il < n_layer; ++il) {
-            const llama_layer & l     = model.layers[il];
-            const bool          rope  = model.arch == LLM_ARCH_LLAMA || hparams.has_rope(il);
-            const int           cache = contexts.size() > 1 && hparams.is_swa(il);
-            m.layers.push_back({ l.attn_norm, l.wq, l.wk, l.wv, l.wo, l.ffn_norm, l.ffn_gate, l.ffn_up, l.ffn_down,
-                                 contexts[cache]->get_k(ctx0, il), contexts[cache]->get_v(ctx0, il), rope,
-                                 rope && hparams.use_kq_norm, cache });
-            m.caches[cache].size = m.layers[il].k->view_src->ne[1];
-            for (const ggml_tensor * view : { m.layers[il].k, m.layers[il].v }) {
-                const ggml_backend_buffer_t buffer = view->view_src->buffer;
-                if (!buffer || !ggml_backend_buffer_is_host(buffer)) {
+            const llama_layer & l       = model.layers[il];
+            const bool          rope    = model.arch == LLM_ARCH_LLAMA || hparams.has_rope(il);
+            const int           cache   = contexts.size() > 1 && hparams.is_swa(il);
+            const ggml_tensor * control = cvec ? cvec->tensor_for(il) : nullptr;
+            const ggml_tensor * k       = contexts[cache]->get_k(ctx0, il);
+            const ggml_tensor * v       = contexts[cache]->get_v(ctx0, il);
+            m.layers.push_back({ l.attn_norm, l.wq, l.wk, l.wv, l.wo, l.ffn_norm, l.ffn_gate, l.ffn_up, l.ffn_down, k,
+                                 v, control, rope, rope && hparams.use_kq_norm, cache });
+            m.caches[cache].size = k->view_src->ne[1];
+
+            const ggml_tensor * factors = model.get_rope_factors(cparams, il);
+            if (il > 0 && (factors ? factors->data : nullptr) != (m.rope_factors ? m.rope_factors->data : nullptr)) {
+                return false;
+            }
+            m.rope_factors = factors;
+            for (const ggml_tensor * t :
+                 std::initializer_list<const ggml_tensor *>{ k->view_src, v->view_src, control, factors }) {
+                if (t && (!t->buffer || !ggml_backend_buffer_is_host(t->buffer))) {
                     return false;
                 }
             }
@@ -294,6 +289,8 @@ struct fused_graph : public llm_graph_context {
         m.rope_freq_base   = freq_base;
         m.rope_freq_scale  = freq_scale;
         m.rope_attn_factor = attn_factor;
+        m.rope_ext_factor  = ext_factor;
+        ggml_rope_yarn_corr_dims(int(n_rot), n_ctx_orig, freq_base, beta_fast, beta_slow, m.rope_corr_dims);
 
         const ggml_tensor * k_rotation = contexts[0]->build_input_k_rot(ctx0);
         const ggml_tensor * v_rotation = contexts[0]->build_input_v_rot(ctx0);
@@ -305,12 +302,20 @@ struct fused_graph : public llm_graph_context {
 
 }  // namespace
 
+bool mobilellm_values_as_rows(const llama_model & model) {
+    const auto packed = [](const llama_layer & l) {
+        const auto matrices = { l.wq, l.wk, l.wv, l.wo, l.ffn_gate, l.ffn_up, l.ffn_down };
+        return std::all_of(matrices.begin(), matrices.end(), fused_kernels()->packed);
+    };
+    return fused_kernels() && is_plain(model) && std::all_of(model.layers.begin(), model.layers.end(), packed);
+}
+
 int64_t mobilellm_fused_runs() {
     return fused_kernels() ? fused_kernels()->n_runs() : 0;
 }
 
 std::unique_ptr<llm_graph_context> mobilellm_graph(const llama_model & model, const llm_graph_params & params) {
-    if (fused_kernels() && is_plain(params, model.hparams.n_layer()) && is_plain(model, params.cparams)) {
+    if (fused_kernels() && is_plain(params) && is_plain(model)) {
         auto graph = std::make_unique<fused_graph>(params);
         if (graph->build(model)) {
             return graph;

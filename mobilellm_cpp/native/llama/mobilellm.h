@@ -61,6 +61,10 @@ uint32_t mobilellm_graph_max_nodes(const llama_model & model);
 // The graph that runs all blocks in one node where model and request allow it, else the architecture's own.
 std::unique_ptr<llm_graph_context> mobilellm_graph(const llama_model & model, const llm_graph_params & params);
 
+// Whether caches of the model hold V as rows although flash attention is off: the fused step reads nothing else, and
+// columns would take it twice as long.
+bool mobilellm_values_as_rows(const llama_model & model);
+
 // How many steps the calling thread has computed in one node.
 int64_t mobilellm_fused_runs();
 
