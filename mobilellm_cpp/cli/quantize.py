@@ -65,7 +65,7 @@ def quantize(
         int,
         typer.Option(
             min=0,
-            help="Steps that tune scales and norms to the float model's predictions.",
+            help="Steps that tune scales and norms to the float model's blocks (try 20).",
         ),
     ] = 0,
     imatrix: Annotated[
@@ -157,9 +157,6 @@ def quantize(
             )
         line = f"{made.path}: {made.size / 1e6:.1f} MB, {made.bits_per_weight:.2f} bits a weight"
         print(line, file=sys.stderr if as_json else sys.stdout)
-        if made.divergence is not None:
-            before, after = made.divergence
-            print(f"tuning: {before:.4f} to {after:.4f} nats on text kept apart", file=sys.stderr)
         if report:
             _compare(path, made.path, text, as_json)
 

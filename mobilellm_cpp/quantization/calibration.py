@@ -5,7 +5,8 @@ other with the rounded ones. Each matrix is rounded under the second moments of 
 will see, those of the rounded stream, so that its outputs come nearest to what the float model
 computes there (as in GPTAQ, arXiv 2504.02692). What is added to the residual stream also makes up
 for what the stream lost before. For a block that is executed several times the moments of all its
-executions are summed, and the losses are those before its first one.
+executions are summed, and the losses are those before its first one. Then `tuning.py` may tune the
+block's scales and norms.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from ..quant.grids import GRIDS
 from ..quant.packing import packed
 from ..quant.rounding import Rounder, dequantize
 from ..quant.types import TensorType
-from .network import ATTENTION_INPUTS, MATRICES, Network, Weights
+from .network import ATTENTION_INPUTS, MATRICES, NORMS, Network, Weights
+from .tuning import tuned
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -90,11 +92,13 @@ class Calibration:
     tokens: Tensor  # [sequences, tokens]
     done: Callable[[str], Bytes | None]  # what an earlier run has rounded
     correction: float = CORRECTION
+    tune: int = 0  # steps that tune each block
     first_only: bool = False  # take a shared block's statistics from its first execution alone
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[str, Bytes]]:
-        """Each matrix as the bytes of its type, block after block, and embedding and head."""
+        """Each matrix as the bytes of its type, block after block, and embedding and head; with
+        `tune` each block's norms after its matrices."""
         network = self.network
         source = network.source
         embedding = torch.from_numpy(source.values("token_embd.weight"))
@@ -111,9 +115,12 @@ class Calibration:
         schedule = runs(network.schedule)
         for at, (stored, times) in enumerate(schedule):
             own = network.weights(stored)
-            names = {part: f"blk.{stored}.{part}.weight" for part in MATRICES}
+            parts = (*MATRICES, *NORMS) if self.tune else MATRICES
+            names = {part: f"blk.{stored}.{part}.weight" for part in parts}
             if names["attn_q"] not in found:
                 block, exact_end, rough_end = self._block(stored, times, own, exact, rough, later)
+                if self.tune:
+                    block = self._tuned(stored, times, own, block, rough, exact_end)
                 found.update(block)
                 yield from block.items()
                 left = times - 1
@@ -121,11 +128,31 @@ class Calibration:
                 exact_end, rough_end, left = exact, rough, times
             weights = own | {part: self._as_used(n, found[n]) for part, n in names.items()}
             exact = self._advance(exact_end, own, stored, left)
-            rough = self._advance(rough_end, weights, stored, left)
+            start, left = (rough, times) if self.tune else (rough_end, left)
+            rough = self._advance(start, weights, stored, left)
             del own, weights
             if all(stored != again for again, _ in schedule[at + 1 :]):
                 found = {name: data for name, data in found.items() if name not in names.values()}
             give_memory_back()  # matrices of many sizes leave gaps in the heap with every block
+
+    def _tuned(
+        self,
+        stored: int,
+        times: int,
+        own: Weights,
+        block: dict[str, Bytes],
+        rough: Tensor,
+        exact_end: Tensor,
+    ) -> dict[str, Bytes]:
+        """A block's matrices and norms, tuned, where an earlier run has not done it."""
+        norms = {name: self.done(name) for name in (f"blk.{stored}.{p}.weight" for p in NORMS)}
+        kept = {name: data for name, data in norms.items() if data is not None}
+        if len(kept) == len(norms):
+            return block | kept
+        targets = [exact_end]
+        for _ in range(1, times):
+            targets.append(self._advance(targets[-1], own, stored, 1))
+        return tuned(self.network, self.kinds, stored, block, rough, targets, self.tune)
 
     def _block(
         self,

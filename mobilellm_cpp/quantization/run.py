@@ -66,13 +66,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was written. divergence: on sequences kept apart, in nats, before and after tuning."""
+    """What was written."""
 
     path: Path
     size: int
     bits_per_weight: float
     calibrated: bool
-    divergence: tuple[float, float] | None = None
 
 
 def make_plan(
@@ -195,8 +194,8 @@ def quantize_file(
     progress: Progress | None = None,
 ) -> Quantized:
     """Writes `out`. With `text` the rounding is calibrated on it, which needs torch, and scales and
-    norms are tuned in `tune` steps; with `imatrix` it is ggml's under these weights of columns;
-    else ggml's own.
+    norms of each block are tuned in `tune` steps; with `imatrix` it is ggml's under these weights
+    of columns; else ggml's own.
 
     Raises ModelError for what cannot be calibrated and OutputError where `out` cannot be written.
     """
@@ -212,31 +211,27 @@ def quantize_file(
     infos = [(name, info.shape, plan.kinds[name]) for name, info in source.tensors.items()]
     file = GGUFFile(path, metadata, infos)
     done = 0
-    with Kept(path, source, plan, text, sequences) as kept:
+    with Kept(path, source, plan, text, sequences, tune) as kept:
         if text is None:
             made = _plain(source, plan, matrices, imatrix or {})
         else:
-            made = _calibrated(source, plan, text, sequences, kept)
+            made = _calibrated(source, plan, text, sequences, tune, kept)
         for name, data in made:
             if text is not None:
                 kept.put(name, data)
-            done += source.tensors[name].n_elements
+            done += source.tensors[name].n_elements if name in matrices else 0
             if progress is not None:
                 total = sum(source.tensors[name].n_elements for name in matrices)
                 progress(done, total, name)
             if text is None:
                 kept.memory[name] = data
-        vectors: dict[str, Bytes] = {}
-        divergence = None
-        if text is not None and tune > 0:
-            vectors, divergence = _tuned(source, plan, text, sequences, tune, kept, progress)
         with file:
             for name in source.tensors:
-                rounded = kept.get(name) if name in matrices else vectors.get(name)
+                rounded = kept.get(name)
                 rounded = _vector(source, name) if rounded is None else rounded
                 file.write(name, 0, np.ascontiguousarray(rounded).data)
         kept.forget()
-    return Quantized(path, file.size, plan.bits_per_weight, text is not None, divergence)
+    return Quantized(path, file.size, plan.bits_per_weight, text is not None)
 
 
 def _plain(
@@ -266,7 +261,7 @@ def _vector(source: Source, name: str) -> Bytes:
 
 
 def _calibrated(
-    source: Source, plan: Plan, text: str, sequences: int, kept: Kept
+    source: Source, plan: Plan, text: str, sequences: int, tune: int, kept: Kept
 ) -> Iterator[tuple[str, Bytes]]:
     try:
         import torch
@@ -277,29 +272,7 @@ def _calibrated(
 
     network = Network(source)
     tokens = torch.tensor(text_tokens(source, text, sequences))
-    yield from Calibration(network, plan.kinds, tokens, kept.get).run()
-
-
-def _tuned(
-    source: Source,
-    plan: Plan,
-    text: str,
-    sequences: int,
-    steps: int,
-    kept: Kept,
-    progress: Progress | None,
-) -> tuple[dict[str, Bytes], tuple[float, float]]:
-    """Puts tuned matrices in the place of those kept; the norms, and what it gave."""
-    import torch
-
-    from .network import Network
-    from .tuning import tuned
-
-    tokens = torch.tensor(text_tokens(source, text, sequences))
-    rounded = {name: data for name in plan.kinds if (data := kept.get(name)) is not None}
-    found, norms, gain = tuned(Network(source), plan.kinds, rounded, tokens, steps, progress)
-    kept.memory.update(found)
-    return {name: norm.numpy().view(np.uint8) for name, norm in norms.items()}, gain
+    yield from Calibration(network, plan.kinds, tokens, kept.get, tune=tune).run()
 
 
 def text_tokens(source: Source, text: str, sequences: int) -> list[list[int]]:
@@ -323,11 +296,17 @@ class Kept:
     text and code only; it goes when the output is whole."""
 
     def __init__(
-        self, path: Path, source: Source, plan: Plan, text: str | None, sequences: int
+        self,
+        path: Path,
+        source: Source,
+        plan: Plan,
+        text: str | None,
+        sequences: int,
+        tune: int,
     ) -> None:
         state = source.path.stat()
         kinds = sorted((name, kind.name) for name, kind in plan.kinds.items())
-        what = (__version__, state.st_size, state.st_mtime_ns, kinds, text, sequences)
+        what = (__version__, state.st_size, state.st_mtime_ns, kinds, text, sequences, tune)
         key = hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
         self.folder = path.with_name(f".{path.name}.{key}.rounded")
         self.memory: dict[str, Bytes] = {}

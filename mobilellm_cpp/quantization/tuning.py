@@ -1,22 +1,22 @@
-"""The last pass: all FP16 scales and the norms of a rounded model, tuned together until it predicts
-what the float model predicts. Codes stay what calibration made them.
+"""Scales and norms of a rounded block, tuned until it does what the float model's block does.
 
-Whatever the type, a block's weights are linear in its FP16 numbers: d A + m B, where A and B are
-what ggml's dequantization makes of the block with (d, m) = (1, 0) and (0, 1). Each number may move
-by a few percent, by gradient descent (Adam) on the KL divergence from the float model's predictions
-over the calibration text; a part of the text is kept apart and says when to stop.
+As in OmniQuant (Shao et al. 2023, arXiv 2308.13137), but after rounding: codes stay what
+calibration made them. Whatever the type, a block's weights are linear in its FP16 numbers:
+d A + m B, where A and B are what ggml's dequantization makes of the block with (d, m) = (1, 0) and
+(0, 1). These numbers and the norms move by gradient descent (Adam). The loss is the error of the
+residual stream after each execution, as a share of the token's own square, the next norm being
+blind to its size. Some sequences are kept apart and say whether it was a gain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..quant.rounding import dequantize
 from ..quant.types import (
@@ -33,10 +33,10 @@ from ..quant.types import (
     Q8_0,
     TensorType,
 )
-from .network import Network
+from .network import NORMS, Network, Weights
+from .source import Source
 
 Bytes = npt.NDArray[np.uint8]
-Progress = Callable[[int, int, str], None]
 
 # The bytes of a block at which its FP16 numbers stand.
 PLACES: dict[TensorType, tuple[int, ...]] = {
@@ -53,9 +53,8 @@ PLACES: dict[TensorType, tuple[int, ...]] = {
     Q3_K: (108,),
 }
 
-RATE = 2e-3  # of the numbers themselves, a step
-CHECKED = 4  # sequences that are not trained on
-EVERY = 8  # steps between two looks at them
+RATE = 1e-3  # of the numbers themselves, a step
+CHECKED = 4  # sequences that are not learned from
 
 
 @dataclass
@@ -109,98 +108,70 @@ class _Matrix:
 def tuned(
     network: Network,
     kinds: Mapping[str, TensorType],
-    rounded: Mapping[str, Bytes],
-    tokens: Tensor,
+    stored: int,
+    found: Mapping[str, Bytes],
+    rough: Tensor,
+    targets: list[Tensor],
     steps: int,
-    progress: Progress | None = None,
-) -> tuple[dict[str, Bytes], dict[str, Tensor], tuple[float, float]]:
-    """The matrices of the blocks and the norms after at most `steps` steps of a sequence each, and
-    the divergence on the sequences kept apart before and after, in nats. Without a gain all stays
-    as it was. Needs memory for the model in int16 and its gradients of a block."""
+) -> dict[str, Bytes]:
+    """The matrices `found` of a stored block and its norms (float32) after `steps` steps of a
+    sequence each, all as bytes; without a gain as they were. `rough` is the stream before the
+    block, `targets` the float model's after each execution, all [sequences, tokens, columns]."""
     source = network.source
-    matrices = {
-        name: _Matrix.read(rounded[name], kinds[name], *source.tensors[name].shape)
-        for name in rounded
-        if name.startswith("blk.") and kinds[name] in PLACES
-    }
-    norms = {
-        name: torch.from_numpy(source.values(name))
-        for name, info in source.tensors.items()
-        if len(info.shape) == 1 and name.endswith("norm.weight")
-    }
-    norm_moves = {name: torch.zeros_like(w, requires_grad=True) for name, w in norms.items()}
-    fixed = {
-        name: torch.from_numpy(
-            dequantize(data.reshape(-1), kinds[name].id, source.tensors[name].shape[-1])
-        ).view(source.tensors[name].shape)
-        for name, data in rounded.items()
-        if name not in matrices
-    }
-    teacher = {name: torch.from_numpy(source.values(name)) for name in fixed}
+    norms = {f"blk.{stored}.{part}.weight": part for part in NORMS}
+    before = dict(found) | {name: source.values(name).view(np.uint8) for name in norms}
+    matrices, vectors = {}, {}
+    fixed: dict[str, Tensor] = {}
+    for name, data in before.items():
+        part = name.split(".")[2]
+        if part in NORMS:
+            vectors[part] = torch.from_numpy(source.values(name))
+        elif kinds[name] in PLACES:
+            matrices[part] = _Matrix.read(data, kinds[name], *source.tensors[name].shape)
+        else:
+            fixed[part] = _values(source, name, data, kinds)
+    norm_moves = {part: torch.zeros_like(w, requires_grad=True) for part, w in vectors.items()}
 
-    def student_block(stored: int) -> dict[str, Tensor]:
-        prefix = f"blk.{stored}."
-        own = {}
-        for name, matrix in matrices.items():
-            if name.startswith(prefix):
-                own[name] = matrix.weights()
-        for name, norm in norms.items():
-            if name.startswith(prefix):
-                own[name] = norm * (1 + norm_moves[name])
-        own |= {name: weight for name, weight in fixed.items() if name.startswith(prefix)}
-        return {name.split(".")[2]: weight for name, weight in own.items()}
+    def loss(weights: Weights, at: int) -> Tensor:
+        x, total = rough[at : at + 1], torch.zeros(())
+        for target in targets:
+            x = network.block(x, weights, stored)
+            wanted = target[at : at + 1]
+            share = (x - wanted).square().mean(-1) / wanted.square().mean(-1)
+            total = total + share.mean()
+        return total
 
-    def predictions(sequence: Tensor, exact: bool) -> Tensor:
-        ends = teacher if exact else fixed
-        x = ends["token_embd.weight"][sequence[None]]
-        for stored in network.schedule:
-            if exact:
-                x = network.block(x, network.weights(stored), stored)
-            else:
-                x = checkpoint(
-                    lambda x, b: network.block(x, student_block(b), b),
-                    x,
-                    stored,
-                    use_reentrant=False,
-                )
-        norm = norms["output_norm.weight"]
-        if not exact:
-            norm = norm * (1 + norm_moves["output_norm.weight"])
-        logits: Tensor = network.norm(x, norm)[0] @ ends[network.head_name()].T
-        return logits.log_softmax(-1)
+    apart = max(1, min(CHECKED, len(rough) // 4))
+    learned = len(rough) - apart
 
-    def divergence(sequence: Tensor) -> Tensor:
+    def checked(files: Mapping[str, Bytes]) -> float:
+        weights = {n.split(".")[2]: _values(source, n, data, kinds) for n, data in files.items()}
         with torch.no_grad():
-            wanted = predictions(sequence, exact=True)
-        found = predictions(sequence, exact=False)
-        return (wanted.exp() * (wanted - found)).sum(-1).mean()
+            return float(sum(loss(weights, at) for at in range(learned, len(rough))))
 
-    def checked() -> float:
-        with torch.no_grad():
-            return float(torch.stack([divergence(sequence) for sequence in apart]).mean())
-
-    apart, learned = tokens[:CHECKED], tokens[CHECKED:]
     moves = [move for matrix in matrices.values() for move in matrix.moves]
-    moves += list(norm_moves.values())
-    adam = torch.optim.Adam(moves, lr=RATE, betas=(0.9, 0.95))
-    before = least = checked()
-    best = [move.detach().clone() for move in moves]
-    for step in range(steps):
-        for group in adam.param_groups:
-            group["lr"] = RATE * (1 - step / steps)
-        adam.zero_grad()
-        loss = divergence(learned[step % len(learned)])
-        loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-        if (step + 1) % EVERY == 0 or step + 1 == steps:
-            now = checked()
-            if now < least:
-                least, best = now, [move.detach().clone() for move in moves]
-        if progress is not None:
-            progress(step + 1, steps, f"{least:.4f} nats")
-    with torch.no_grad():
-        for move, kept in zip(moves, best, strict=True):
-            move.copy_(kept)
-        made = {name: matrix.packed() for name, matrix in matrices.items()}
-        moved = {name: norm * (1 + norm_moves[name]) for name, norm in norms.items()}
-    return made, moved, (before, least)
+    adam = torch.optim.Adam([*moves, *norm_moves.values()], lr=RATE, betas=(0.9, 0.95), eps=1e-16)
+    with torch.enable_grad():
+        for step in range(steps if learned else 0):
+            for group in adam.param_groups:
+                group["lr"] = RATE * (1 - step / steps)
+            weights = fixed | {part: matrix.weights() for part, matrix in matrices.items()}
+            weights |= {part: w * (1 + norm_moves[part]) for part, w in vectors.items()}
+            adam.zero_grad()
+            loss(weights, step % learned).backward()  # type: ignore[no-untyped-call]
+            adam.step()
+    after = dict(before)
+    for name in after:
+        part = name.split(".")[2]
+        if part in matrices:
+            after[name] = matrices[part].packed()
+        elif part in vectors:
+            moved = vectors[part] * (1 + norm_moves[part].detach())
+            after[name] = moved.numpy().view(np.uint8)
+    return after if checked(after) < checked(before) else before
+
+
+def _values(source: Source, name: str, data: Bytes, kinds: Mapping[str, TensorType]) -> Tensor:
+    """What the bytes of a tensor stand for."""
+    shape = source.tensors[name].shape
+    return torch.from_numpy(dequantize(data.reshape(-1), kinds[name].id, shape[-1]).reshape(shape))
