@@ -23,6 +23,10 @@
 // Two rows that share bytes share their activations q too: where l is the low one and x = l + 16 h, the high
 // one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x. With 2 bits the factor is 4.
 //
+// Floats are packed, too: the 32 rows of a column side by side, one column after the other. Of BF16 two columns lie
+// together, a word of 4 bytes for each row, because either half of it becomes a float32 by one instruction. Floats are
+// multiplied by floats (fused_ops.h).
+//
 // ARM's registers hold 4 rows of a chunk: there all chunks of rows 4r .. 4r + 3 of 64 or 32 columns follow each other,
 // whatever plane they belong to (place_of). Its dot products take signed weights: where two rows share a byte of two
 // nibbles, which are no numbers of a table, the high one holds the quant less 8 (HIGH_SIGN).
@@ -70,6 +74,14 @@ struct streaming {
     int64_t ahead = 1;  // so many times 64 columns of a group from what is read to what is fetched
 };
 
+constexpr int float_bytes(ggml_type type) {
+    return type == GGML_TYPE_F32 ? 4 : type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 ? 2 : 0;
+}
+
+constexpr bool is_float(ggml_type type) {
+    return float_bytes(type) > 0;
+}
+
 struct matrix {
     ggml_type       type;
     int64_t         n_cols;
@@ -103,7 +115,7 @@ static inline void set_sum(activations & block, int32_t sum) {
     block.minus_first_sum = -first;
 }
 
-// True for the types of form.h in rows that divide by 64 and by the type's block.
+// True for floats and the types of form.h, in rows that divide by 64 and by the type's block.
 bool packable(ggml_type type, int64_t n_cols);
 
 // Bytes of one group, of a whole matrix (both multiples of 64), and of one row of activations.

@@ -33,9 +33,22 @@ constexpr int64_t OWN_TOKENS = 4;
 constexpr size_t BYTES_A_SHARE = 64 * 1024;  // that a thread packs before it takes the next
 constexpr double CHOOSING      = 0.04;       // of the time that filling took, to choose how weights are read
 
+// The matrices of a Llama, which nothing but products and rows of the token embedding ask for: those of other names may
+// be looked at in other ways where they are floats.
+bool is_plain(const char * name) {
+    for (const char * plain : { "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+                                "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight" }) {
+        const size_t n = std::strlen(name), size = std::strlen(plain);
+        if (n > size && name[n - size - 1] == '.' && std::strcmp(name + n - size, plain) == 0) {
+            return true;
+        }
+    }
+    return std::strcmp(name, "token_embd.weight") == 0 || std::strcmp(name, "output.weight") == 0;
+}
+
 bool fits(const ggml_tensor * tensor) {
-    return packable(tensor->type, tensor->ne[0]) && tensor->ne[1] >= GROUP / 2 && ggml_is_matrix(tensor) &&
-           ggml_is_contiguous(tensor) && !tensor->view_src;
+    return (!is_float(tensor->type) || is_plain(tensor->name)) && packable(tensor->type, tensor->ne[0]) &&
+           tensor->ne[1] >= GROUP / 2 && ggml_is_matrix(tensor) && ggml_is_contiguous(tensor) && !tensor->view_src;
 }
 
 struct packed_buffer;
@@ -48,7 +61,7 @@ struct packed_tensor : ggml::cpu::tensor_traits {
         size = 0;
         if (op->op == GGML_OP_MUL_MAT) {
             const int64_t n_tokens = ggml_nrows(op->src[1]);
-            size = activation_size(m.n_cols) * (n_tokens <= OWN_TOKENS ? n_threads * n_tokens : n_tokens) + 64;
+            size                   = input_size() * (n_tokens <= OWN_TOKENS ? n_threads * n_tokens : n_tokens) + 64;
         }
         return true;
     }
@@ -61,6 +74,9 @@ struct packed_tensor : ggml::cpu::tensor_traits {
         }
         return true;
     }
+
+    // Bytes of a token as the matrix takes it.
+    size_t input_size() const { return is_float(m.type) ? m.n_cols * sizeof(float) : activation_size(m.n_cols); }
 
     // Share ith of nth of the groups: which one begins it.
     int64_t first_group(int64_t ith, int64_t nth) const { return m.n_groups() * ith / nth; }
@@ -120,27 +136,33 @@ const float * row_of(const ggml_tensor * tensor, int64_t row) {
 
 // Each row of the result is computed by one thread from beginning to end, so their number changes no bit of it.
 void packed_tensor::mul_mat(const ggml_compute_params & params, ggml_tensor * op) {
-    const kernels &     k        = best().products;
     const ggml_tensor * input    = op->src[1];
     const int64_t       n_tokens = ggml_nrows(input);
     const int64_t       ith      = params.ith;
     const int64_t       nth      = params.nth;
-    const size_t        row_size = activation_size(m.n_cols);
+    const size_t        row_size = input_size();
     float *             y        = static_cast<float *>(op->data);
 
     auto * work = static_cast<uint8_t *>(params.wdata);
     work += (64 - reinterpret_cast<uintptr_t>(work) % 64) % 64;
     GGML_ASSERT(ggml_is_contiguous(op));
 
-    const auto quantized = [&](int64_t token) { return reinterpret_cast<activations *>(work + token * row_size); };
+    const auto give = [&](int64_t token) {
+        if (is_float(m.type)) {
+            std::memcpy(work + token * row_size, row_of(input, token), row_size);
+        } else {
+            auto * const q = reinterpret_cast<activations *>(work + token * row_size);
+            best().products.quantize(row_of(input, token), m.n_cols, q);
+        }
+    };
     if (n_tokens <= OWN_TOKENS) {
         work += ith * n_tokens * row_size;
         for (int64_t token = 0; token < n_tokens; ++token) {
-            k.quantize(row_of(input, token), m.n_cols, quantized(token));
+            give(token);
         }
     } else {
         for (int64_t token = ith; token < n_tokens; token += nth) {
-            k.quantize(row_of(input, token), m.n_cols, quantized(token));
+            give(token);
         }
         ggml_barrier(params.threadpool);
     }
@@ -160,11 +182,11 @@ void packed_tensor::mul_mat(const ggml_compute_params & params, ggml_tensor * op
     const int64_t g0 = first_group(ith, nth);
     const int64_t g1 = first_group(ith + 1, nth);
     if (n_tokens < 8 * nth || m.n_groups() >= 4 * nth) {
-        k.matmul(m, g0, g1, quantized(0), n_tokens, y + g0 * GROUP, m.n_rows, follows, nullptr);
+        multiply(m, g0, g1, work, n_tokens, y + g0 * GROUP, m.n_rows, follows);
     } else {  // few rows for so many threads: share the tokens instead
         const int64_t t0 = n_tokens * ith / nth;
         const int64_t t1 = n_tokens * (ith + 1) / nth;
-        k.matmul(m, 0, m.n_groups(), quantized(t0), t1 - t0, y + t0 * m.n_rows, m.n_rows, follows, nullptr);
+        multiply(m, 0, m.n_groups(), work + t0 * row_size, t1 - t0, y + t0 * m.n_rows, m.n_rows, follows);
     }
 }
 

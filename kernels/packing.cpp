@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #ifdef __SSE2__
 #include "x86/interleave.h"
@@ -262,6 +263,57 @@ void pack_groups(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g
     }
 }
 
+// Rows of floats: words of four bytes of 32 rows side by side, which are of one column or of two.
+template <ggml_type TYPE>
+void pack_floats(int64_t n_cols, int64_t n_rows, const uint8_t * rows, int64_t g0, int64_t g1, uint8_t * out) {
+    constexpr int SIZE     = float_bytes(TYPE);
+    constexpr int BYTES    = 64;  // of a row at a time
+    const size_t  row_size = n_cols * SIZE;
+
+    uint8_t part[GROUP * BYTES];
+    uint8_t words[2][64 * BYTES / 4];  // of rows 0 to 15, and 16 to 31
+    out += g0 * GROUP * row_size;
+    for (int64_t g = g0; g < g1; ++g) {
+        const int64_t n = std::min(GROUP, n_rows - g * GROUP);
+        std::memset(part + n * BYTES, 0, (GROUP - n) * BYTES);
+        for (size_t at = 0; at < row_size; at += BYTES, out += sizeof(words)) {
+            for (int64_t r = 0; r < n; ++r) {
+                const uint8_t * in = rows + (g * GROUP + r) * row_size + at;
+#ifdef __GNUC__
+                __builtin_prefetch(in + GROUP * row_size);  // of the next group
+#endif
+                std::memcpy(part + r * BYTES, in, BYTES);
+            }
+            for (int half = 0; half < 2; ++half) {
+                interleave<BYTES / 4>(part + half * 16 * BYTES, BYTES, words[half]);
+            }
+            for (int i = 0; i < BYTES / 4; ++i) {
+                uint8_t * to = out + 128 * i;
+                if (TYPE != GGML_TYPE_F16) {
+                    std::memcpy(to, words[0] + 64 * i, 64);
+                    std::memcpy(to + 64, words[1] + 64 * i, 64);
+                    continue;
+                }
+                uint16_t columns[2][GROUP];
+                for (int r = 0; r < GROUP; ++r) {
+                    uint32_t word;
+                    std::memcpy(&word, words[r / 16] + 64 * i + 4 * (r % 16), sizeof(word));
+                    columns[0][r] = uint16_t(word);
+                    columns[1][r] = uint16_t(word >> 16);
+                }
+                std::memcpy(to, columns, sizeof(columns));
+            }
+        }
+    }
+}
+
+// Where a float lies.
+const uint8_t * float_at(const matrix & m, int64_t row, int64_t c) {
+    const int64_t   r     = row % GROUP;
+    const uint8_t * group = m.data + row / GROUP * group_size(m.type, m.n_cols);
+    return group + (m.type == GGML_TYPE_BF16 ? 128 * (c / 2) + 4 * r + c % 2 * 2 : float_bytes(m.type) * (32 * c + r));
+}
+
 // Block b of a row as in GGUF.
 template <ggml_type TYPE>
 void unpack_block(const matrix & m, int64_t row, int64_t b, uint8_t * out) {
@@ -288,10 +340,16 @@ void unpack_block(const matrix & m, int64_t row, int64_t b, uint8_t * out) {
 
 bool packable(ggml_type type, int64_t n_cols) {
     const form f = form_of(type);
+    if (is_float(type)) {
+        return n_cols > 0 && n_cols % 64 == 0;
+    }
     return f.columns > 0 && n_cols > 0 && n_cols % std::max(f.columns, 64) == 0;
 }
 
 size_t group_size(ggml_type type, int64_t n_cols) {
+    if (is_float(type)) {
+        return GROUP * float_bytes(type) * n_cols;
+    }
     const form f = form_of(type);
     return n_cols / f.columns * block_bytes(f);
 }
@@ -304,13 +362,23 @@ size_t activation_size(int64_t n_cols) {
     return padded(n_cols / BLOCK * sizeof(activations));
 }
 
-void pack(ggml_type type, int64_t n_cols, int64_t n_rows, const void * rows, int64_t g0, int64_t g1, uint8_t * out) {
-    with_type(type, [&](auto t) {
-        pack_groups<decltype(t)::value>(n_cols, n_rows, static_cast<const uint8_t *>(rows), g0, g1, out);
-    });
+void pack(ggml_type type, int64_t n_cols, int64_t n_rows, const void * data, int64_t g0, int64_t g1, uint8_t * out) {
+    const auto * rows = static_cast<const uint8_t *>(data);
+    if (type == GGML_TYPE_F16) {
+        pack_floats<GGML_TYPE_F16>(n_cols, n_rows, rows, g0, g1, out);
+    } else if (type == GGML_TYPE_BF16) {
+        pack_floats<GGML_TYPE_BF16>(n_cols, n_rows, rows, g0, g1, out);
+    } else if (type == GGML_TYPE_F32) {
+        pack_floats<GGML_TYPE_F32>(n_cols, n_rows, rows, g0, g1, out);
+    }
+    with_type(type, [&](auto t) { pack_groups<decltype(t)::value>(n_cols, n_rows, rows, g0, g1, out); });
 }
 
 void unpack(const matrix & m, int64_t row, void * out) {
+    for (int64_t c = 0; is_float(m.type) && c < m.n_cols; ++c) {
+        const int size = float_bytes(m.type);
+        std::memcpy(static_cast<uint8_t *>(out) + size * c, float_at(m, row, c), size);
+    }
     with_type(m.type, [&](auto t) {
         constexpr ggml_type TYPE = decltype(t)::value;
         for (int64_t b = 0; b < m.n_cols / form_of(TYPE).columns; ++b) {
@@ -321,6 +389,15 @@ void unpack(const matrix & m, int64_t row, void * out) {
 
 void unpack_row(const matrix & m, int64_t row, float * out) {
     const auto to_float = ggml_get_type_traits(m.type)->to_float;
+    if (is_float(m.type)) {
+        std::vector<uint8_t> data(m.n_cols * float_bytes(m.type));
+        unpack(m, row, data.data());
+        if (m.type == GGML_TYPE_F32) {
+            std::memcpy(out, data.data(), data.size());
+        } else {
+            to_float(data.data(), out, m.n_cols);
+        }
+    }
     with_type(m.type, [&](auto t) {
         constexpr ggml_type TYPE    = decltype(t)::value;
         constexpr int       columns = form_of(TYPE).columns;

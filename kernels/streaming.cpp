@@ -43,7 +43,8 @@ class race {
             n_cols = std::max(n_cols, m.n_cols);
             left_ += packed_size(m.type, m.n_cols, m.n_rows);
         }
-        input_.resize(activation_size(n_cols) / sizeof(activations) + 1);  // zeros cost as much as anything else
+        input_.resize(std::max(activation_size(n_cols), n_cols * sizeof(float)) / sizeof(activations) +
+                      1);  // zeros cost as much as anything else
     }
 
     // Bytes a second of each way over a part of what is left; empty where that or the time did not suffice.
@@ -84,7 +85,7 @@ class race {
         const uint8_t * next = at_ < weights_.size() ? weights_[at_].data + group_ * bytes : nullptr;
 
         const auto start = steady::now();
-        best().products.matmul(m, g0, g1, input_.data(), 1, output_.data(), 0, next, nullptr);
+        multiply(m, g0, g1, input_.data(), 1, output_.data(), 0, next);
         return double((g1 - g0) * bytes) / seconds_since(start);
     }
 

@@ -9,11 +9,12 @@
 namespace {
 
 struct neon_lanes {
-    using vec                     = float32x4_t;
-    static constexpr int  width   = 4;
-    static constexpr int  group   = 4;
-    static constexpr int  tile    = 8;
-    static constexpr bool by_lane = true;
+    using vec                       = float32x4_t;
+    static constexpr int  width     = 4;
+    static constexpr int  group     = 4;
+    static constexpr int  tile      = 8;
+    static constexpr int  registers = 32;
+    static constexpr bool by_lane   = true;
 
     static vec zero() { return vdupq_n_f32(0.0f); }
     static vec set1(float x) { return vdupq_n_f32(x); }
@@ -30,6 +31,12 @@ struct neon_lanes {
         return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
     }
     static vec load_f16(const uint8_t * p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+    static vec load_first_bf16(const uint8_t * p) {
+        return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(vld1q_u8(p)), 16));
+    }
+    static vec load_second_bf16(const uint8_t * p) {
+        return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(vld1q_u8(p)), vdupq_n_u32(0xFFFF0000)));
+    }
     static vec set1_f16(const uint8_t * p) {
         __fp16 half;
         std::memcpy(&half, p, sizeof(half));

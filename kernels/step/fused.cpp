@@ -101,14 +101,27 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
     const int64_t n       = few_ ? m.n_tokens : std::min(m.n_tokens, tile_tokens);
     n_lists_              = few_ ? m.n_tokens : std::min(m.n_tokens, m.n_tokens / tile_tokens + max_threads + m.n_seqs);
 
-    const auto add_activations = [&](activations *& array, int64_t n_rows, int64_t n_cols) {
-        arena_.add(array, n_rows * activation_size(n_cols) / sizeof(activations) + 1);
+    bool bytes  = output_.data && !is_float(output_.type);
+    bool floats = output_.data && is_float(output_.type);
+    for (const layer & l : layers_) {
+        for (const matrix * w : { &l.qkv[0], &l.qkv[1], &l.qkv[2], &l.wo, &l.gate, &l.up, &l.down }) {
+            (is_float(w->type) ? floats : bytes) = true;
+        }
+    }
+    const auto add_input = [&](input_rows & rows, int64_t n_rows, int64_t n_cols) {
+        rows = {};
+        if (bytes) {
+            arena_.add(rows.bytes, n_rows * activation_size(n_cols) / sizeof(activations) + 1);
+        }
+        if (floats) {
+            arena_.add(rows.floats, n_rows * n_cols);
+        }
     };
     for (private_arrays & own : private_) {
         arena_.add(own.vector, std::max(longest, slice_floats));
         arena_.add(own.gate, slice_floats);
         arena_.add(own.up, slice_floats);
-        add_activations(own.input, n, longest);
+        add_input(own.input, n, longest);
         arena_.add(own.thin, 2 * n * thin_size_);
         if (few_) {
             arena_.add(own.x, n * m.n_embd);
@@ -118,7 +131,7 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
             arena_.add(own.cells, 2 * max_scores * m.n_embd_head);
         } else {
             arena_.add(own.rows, n * std::max(q_size_, m.n_embd));
-            add_activations(own.hidden, n, m.n_ff);
+            add_input(own.hidden, n, m.n_ff);
             arena_.add(own.tile, attention_tile_work(m.n_embd_head, n_group_));
         }
     }
@@ -133,12 +146,12 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
         arena_.add(largest_, n * max_shards * m.n_head);
         arena_.add(sum_, n * max_shards * m.n_head);
         arena_.add(update_, n * m.n_embd);
-        add_activations(hidden_, n, m.n_ff);
+        add_input(hidden_, n, m.n_ff);
     } else {
         arena_.add(x_, m.n_tokens * m.n_embd);
         arena_.add(rope_, m.n_tokens * m.n_embd_head);
         chunks_.reserve(n_lists_);
-        add_activations(last_, m.n_outputs, m.n_embd);
+        add_input(last_, m.n_outputs, m.n_embd);
     }
     arena_.allocate();
 }
@@ -197,7 +210,18 @@ void fused_step::normalize(const private_arrays & own, const float * x, int64_t 
     const int64_t n_embd = model_.n_embd;
     for (int64_t t = 0; t < n_tokens; ++t) {
         ops_.rms_norm(x + t * n_embd, weight, n_embd, model_.eps, own.vector);
-        kernels_.quantize(own.vector, n_embd, token(own.input, t, n_embd));
+        give(own.input, n_embd, t, 0, own.vector, n_embd);
+    }
+}
+
+// n columns of a token's row.
+void fused_step::give(const input_rows & rows, int64_t n_cols, int64_t token, int64_t column, const float * x,
+                      int64_t n) const {
+    if (rows.bytes) {
+        kernels_.quantize(x, n, row_of(rows.bytes, token, n_cols) + column / BLOCK);
+    }
+    if (rows.floats) {
+        std::copy(x, x + n, rows.floats + token * n_cols + column);
     }
 }
 
@@ -206,7 +230,8 @@ projection fused_step::with_pairs(const ggml_tensor * weight) {
     int64_t    size = 0;
     for (const fused_pair & pair : model_.pairs) {
         if (pair.weight == weight) {
-            result.pairs.push_back(as_low_rank(pair.packed, weight->ne[0], weight->ne[1], pair.rank, pair.scale));
+            result.pairs.push_back(
+                as_low_rank(pair.packed, weight->ne[0], weight->ne[1], pair.rank, is_float(weight->type), pair.scale));
             size += padded_rank(pair.rank);
         }
     }
@@ -215,18 +240,24 @@ projection fused_step::with_pairs(const ggml_tensor * weight) {
 }
 
 // What the first halves of the matrix's pairs make of the input: every thread does it for itself, for rows are few.
-void fused_step::reduce(const projection & w, const activations * input, int64_t n_tokens, float * thin) const {
+void fused_step::reduce(const projection & w, const input_rows & input, int64_t n_tokens, float * thin) const {
     for (const low_rank & pair : w.pairs) {
         ops_.reduce(pair, input, n_tokens, thin, thin_size_);
         thin += padded_rank(pair.rank);
     }
 }
 
-// kernels.h's matmul, and with what `reduce` made of the same input, what adapters add.
-void fused_step::multiply(const projection & w, range groups, const activations * input, int64_t n_tokens,
+void fused_step::matmul(const matrix & w, range groups, const input_rows & input, int64_t n_tokens, float * y,
+                        int64_t stride, const void * next, const uint8_t * later) const {
+    const void * x = is_float(w.type) ? static_cast<const void *>(input.floats) : input.bytes;
+    mobilellm::multiply(w, groups.begin, groups.end, x, n_tokens, y, stride, next, later);
+}
+
+// With what `reduce` made of the same input: the product and what adapters add.
+void fused_step::multiply(const projection & w, range groups, const input_rows & input, int64_t n_tokens,
                           const float * thin, float * y, int64_t stride, const void * next,
                           const uint8_t * later) const {
-    kernels_.matmul(w, groups.begin, groups.end, input, n_tokens, y, stride, next, later);
+    matmul(w, groups, input, n_tokens, y, stride, next, later);
     for (const low_rank & pair : w.pairs) {
         ops_.expand(pair, groups.begin, groups.end, thin, thin_size_, n_tokens, y, stride);
         thin += padded_rank(pair.rank);
@@ -319,32 +350,31 @@ void fused_step::write_cell(const layer & l, const request_cache & cache, const 
 }
 
 // The normed state of a token whose output is wanted: the result, or input of the output matrix.
-void fused_step::finish(const float * x, float * vector, activations * input, float * out) const {
+void fused_step::finish(const float * x, float * vector, const input_rows & input, int64_t token, float * out) const {
     const auto * weight = static_cast<const float *>(model_.output_norm->data);
     ops_.rms_norm(x, weight, model_.n_embd, model_.eps, output_.data ? vector : out);
     if (output_.data) {
-        kernels_.quantize(vector, model_.n_embd, input);
+        give(input, model_.n_embd, token, 0, vector, model_.n_embd);
     }
 }
 
 // This thread's rows of the logits of all outputs.
-void fused_step::project_output(const activations * input, float * out, int ith, int nth) const {
+void fused_step::project_output(const input_rows & input, float * out, int ith, int nth) const {
     const range groups = share(output_.n_groups(), ith, nth);
-    kernels_.matmul(output_, groups.begin, groups.end, input, model_.n_outputs, out + groups.begin * GROUP,
-                    output_.n_rows, nullptr, nullptr);
+    matmul(output_, groups, input, model_.n_outputs, out + groups.begin * GROUP, output_.n_rows, nullptr, nullptr);
 }
 
 // One token's attention of all heads, for the output projection.
-void fused_step::quantize_heads(float * heads, activations * out) const {
+void fused_step::give_heads(float * heads, const input_rows & rows, int64_t token) const {
     if (model_.v_rotation) {
         ops_.hadamard(heads, q_size_, model_.v_rotation);
     }
-    kernels_.quantize(heads, q_size_, out);
+    give(rows, q_size_, token, 0, heads, q_size_);
 }
 
 // hidden = silu(gate) up for some blocks of its columns; `next` is what this thread reads then.
 void fused_step::feed_forward(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
-                              range blocks, activations * hidden, const uint8_t * next) const {
+                              range blocks, const input_rows & hidden, const uint8_t * next) const {
     static_assert(GROUP == BLOCK, "a group of rows makes a block of columns");
     const int64_t step    = std::max(slice_floats / (n_tokens * BLOCK), int64_t(1));
     float * const up_thin = own.thin + n_tokens * thin_size_;
@@ -359,7 +389,7 @@ void fused_step::feed_forward(const layer & l, const layer * later, const privat
                  later ? later->up.data : nullptr);
         ops_.silu_mul(own.gate, own.up, n_tokens * n, own.vector);
         for (int64_t t = 0; t < n_tokens; ++t) {
-            kernels_.quantize(own.vector + t * n, n, token(hidden, t, model_.n_ff) + b0);
+            give(hidden, model_.n_ff, t, b0 * BLOCK, own.vector + t * n, n);
         }
     }
 }

@@ -101,9 +101,10 @@ struct fused_interface {
     // streams, I64; mask (n_kv, n_tokens), F32 or F16, 0 or -inf
     void (*run)(ggml_tensor * dst, int ith, int nth, void * step);
 
-    // A LoRA pair in the form that the step reads (low_rank.h): its bytes, and packing it.
-    size_t (*pair_size)(const ggml_tensor * a, const ggml_tensor * b);
-    void (*pack_pair)(const ggml_tensor * a, const ggml_tensor * b, void * packed);
+    // A LoRA pair in the form that the step reads (low_rank.h): its bytes, and packing it. wide: its matrix is of
+    // floats.
+    size_t (*pair_size)(const ggml_tensor * a, const ggml_tensor * b, bool wide);
+    void (*pack_pair)(const ggml_tensor * a, const ggml_tensor * b, bool wide, void * packed);
 
     // How many steps the calling thread has run as the first thread of a node.
     int64_t (*n_runs)();

@@ -77,6 +77,13 @@ constexpr int64_t attention_tile_work(int64_t n_embd_head, int64_t n_group) {
     return 2 * tile_cells * n_embd_head + tile_cells * tile_tokens + n_group * tile_tokens * (2 * n_embd_head + 3);
 }
 
+// Rows that matrices are multiplied with, in the forms that the matrices take: activations for quants, floats for
+// floats. A form that none of them takes is not there.
+struct input_rows {
+    activations * bytes;   // activation_size apart
+    float *       floats;  // without gaps
+};
+
 // Vectors have a multiple of 16 elements.
 struct fused_ops {
     void (*add)(float * x, const float * y, int64_t n);  // x += y
@@ -93,11 +100,14 @@ struct fused_ops {
     void (*combine)(const float * out, const float * largest, const float * sum, int n_shards, int64_t stride,
                     int64_t n_head, int64_t n_embd_head, float * y);
     void (*attend_tile)(const attention_tile & tile);
-    // thin[t · stride + r], r up to the padded rank: scale · (row r of a) · x[t], tokens as in kernels.h's matmul
-    void (*reduce)(const low_rank & pair, const activations * x, int64_t n_tokens, float * thin, int64_t stride);
+    // thin[t · stride + r], r up to the padded rank: scale · (row r of a) · x[t], of floats where the pair is wide
+    void (*reduce)(const low_rank & pair, const input_rows & x, int64_t n_tokens, float * thin, int64_t stride);
     // y[t · stride + r] += row r of b · thin[t], for groups [g0, g1) as in matmul
     void (*expand)(const low_rank & pair, int64_t g0, int64_t g1, const float * thin, int64_t thin_stride,
                    int64_t n_tokens, float * y, int64_t stride);
+    // kernels.h's matmul of packed floats, with tokens that are n_cols floats each
+    void (*matmul)(const matrix & m, int64_t g0, int64_t g1, const float * x, int64_t n_tokens, float * y,
+                   int64_t stride, const void * next);
 };
 
 }  // namespace mobilellm

@@ -4,6 +4,7 @@
 
 #include "attention_shard_impl.h"
 #include "attention_tile_impl.h"
+#include "floats_impl.h"
 #include "fused_ops.h"
 #include "lanes.h"
 #include "low_rank_impl.h"
@@ -124,7 +125,8 @@ struct fused_ops_on {
     }
 
     static constexpr mobilellm::fused_ops table = {
-        add, rms_norm, silu_mul, hadamard, store, attend_on<L>, combine, attend_tile_on<L>, reduce_on<L>, expand_on<L>,
+        add,          rms_norm,     silu_mul,           hadamard, store, attend_on<L>, combine, attend_tile_on<L>,
+        reduce_on<L>, expand_on<L>, multiply_floats<L>,
     };
 };
 

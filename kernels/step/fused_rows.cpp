@@ -69,7 +69,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
             const int64_t shards = t * max_shards;
             ops_.combine(out_ + shards * q_size_, largest_ + shards * m.n_head, sum_ + shards * m.n_head,
                          n_shards(l, t), q_size_, m.n_head, m.n_embd_head, own.vector);
-            quantize_heads(own.vector, token(own.input, t, q_size_));
+            give_heads(own.vector, own.input, t);
         }
         reduce(l.wo, own.input, n, own.thin);
         multiply(l.wo, rows, own.input, n, own.thin, update_ + rows.begin * GROUP, m.n_embd, at(l.gate, blocks.begin),
@@ -91,7 +91,7 @@ void fused_step::share_rows(const fused_request & r, int ith, int nth) {
     // each thread multiplies all states by its part of the output matrix; where they are the result, one writes each
     const int64_t step = output_.data ? 1 : nth;
     for (int64_t i = output_.data ? 0 : ith; i < m.n_outputs; i += step) {
-        finish(own.x + r.outputs[i] * m.n_embd, own.vector, token(own.input, i, m.n_embd), r.out + i * m.n_embd);
+        finish(own.x + r.outputs[i] * m.n_embd, own.vector, own.input, i, r.out + i * m.n_embd);
     }
     if (output_.data) {
         project_output(own.input, r.out, ith, nth);

@@ -42,7 +42,7 @@ inline const uint8_t * at(const matrix & w, int64_t group) {
 }
 
 // The activations of token t in rows of n_cols.
-inline activations * token(activations * rows, int64_t t, int64_t n_cols) {
+inline activations * row_of(activations * rows, int64_t t, int64_t n_cols) {
     return reinterpret_cast<activations *>(reinterpret_cast<uint8_t *>(rows) + t * activation_size(n_cols));
 }
 
@@ -109,21 +109,21 @@ struct seen_cells {
 // What a thread keeps to itself; the arrays of one of the two ways are there. n is the most tokens it computes with at
 // a time: all of few, or a chunk.
 struct private_arrays {
-    float *       vector;  // (the longest row of any matrix), or a slice of the feed-forward
-    float *       gate;    // a slice of the feed-forward
-    float *       up;      // likewise
-    activations * input;   // (n, the longest row) of the next matrix
-    float *       thin;    // (2, n, thin_size_) what rows of adapters make of the input, twice for gate and up
+    float *    vector;  // (the longest row of any matrix), or a slice of the feed-forward
+    float *    gate;    // a slice of the feed-forward
+    float *    up;      // likewise
+    input_rows input;   // (n, the longest row) of the next matrix
+    float *    thin;    // (2, n, thin_size_) what rows of adapters make of the input, twice for gate and up
     // few tokens
-    float *       x;       // (n, n_embd) the residual stream
-    float *       rope;    // (n, n_embd_head)
-    float *       q;       // (n_head, n_embd_head)
-    float *       scores;  // (n_head / n_head_kv, max_scores)
-    float *       cells;   // (2, max_scores, n_embd_head)
+    float *    x;       // (n, n_embd) the residual stream
+    float *    rope;    // (n, n_embd_head)
+    float *    q;       // (n_head, n_embd_head)
+    float *    scores;  // (n_head / n_head_kv, max_scores)
+    float *    cells;   // (2, max_scores, n_embd_head)
     // many
-    float *       rows;    // (n, n_head, n_embd_head) attention, (n, n_embd) what is added to the stream
-    activations * hidden;  // (n, n_ff) of down
-    float *       tile;    // attention_tile_work
+    float *    rows;    // (n, n_head, n_embd_head) attention, (n, n_embd) what is added to the stream
+    input_rows hidden;  // (n, n_ff) of down
+    float *    tile;    // attention_tile_work
 };
 
 // Of the calling thread, which plans its steps and is the first thread of each.
@@ -142,11 +142,14 @@ class fused_step {
     void share_tokens(const fused_request & r, int ith, int nth);
 
     // of both
-    void       rope_angles(int32_t position, float * rope) const;
-    void       normalize(const private_arrays & own, const float * x, int64_t n_tokens, const float * weight) const;
+    void rope_angles(int32_t position, float * rope) const;
+    void normalize(const private_arrays & own, const float * x, int64_t n_tokens, const float * weight) const;
+    void give(const input_rows & rows, int64_t n_cols, int64_t token, int64_t column, const float * x, int64_t n) const;
     projection with_pairs(const ggml_tensor * weight);
-    void       reduce(const projection & w, const activations * input, int64_t n_tokens, float * thin) const;
-    void multiply(const projection & w, range groups, const activations * input, int64_t n_tokens, const float * thin,
+    void       reduce(const projection & w, const input_rows & input, int64_t n_tokens, float * thin) const;
+    void matmul(const matrix & w, range groups, const input_rows & input, int64_t n_tokens, float * y, int64_t stride,
+                const void * next, const uint8_t * later) const;
+    void multiply(const projection & w, range groups, const input_rows & input, int64_t n_tokens, const float * thin,
                   float * y, int64_t stride, const void * next, const uint8_t * later) const;
     void project_qkv(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens,
                      const float * rope, float * qkv, int ith, int nth) const;
@@ -154,11 +157,11 @@ class fused_step {
     void ready_for_scores(const layer & l, float * heads, int64_t n) const;
     void write_cell(const layer & l, const request_cache & cache, const private_arrays & own, const float * qkv,
                     int64_t head, int64_t token) const;
-    void finish(const float * x, float * vector, activations * input, float * out) const;
-    void project_output(const activations * input, float * out, int ith, int nth) const;
-    void quantize_heads(float * heads, activations * out) const;
+    void finish(const float * x, float * vector, const input_rows & input, int64_t token, float * out) const;
+    void project_output(const input_rows & input, float * out, int ith, int nth) const;
+    void give_heads(float * heads, const input_rows & rows, int64_t token) const;
     void feed_forward(const layer & l, const layer * later, const private_arrays & own, int64_t n_tokens, range blocks,
-                      activations * hidden, const uint8_t * next) const;
+                      const input_rows & hidden, const uint8_t * next) const;
 
     // of share_rows
     void attend(const layer & l, const fused_request & r, const private_arrays & own, int ith, int nth);
@@ -196,12 +199,12 @@ class fused_step {
     float *            largest_;  // (n_tokens, max_shards, n_head)
     float *            sum_;      // (n_tokens, max_shards, n_head)
     float *            update_;   // (n_tokens, n_embd) what attention or feed-forward adds to the residual stream
-    activations *      hidden_;   // (n_tokens, n_ff) of down
+    input_rows         hidden_;   // (n_tokens, n_ff) of down
     // many
     std::vector<range> chunks_;            // their tokens
     float *            x_;                 // (n_tokens, n_embd) the residual stream
     float *            rope_;              // (n_tokens, n_embd_head)
-    activations *      last_;              // (n_outputs, n_embd) of the output matrix
+    input_rows         last_;              // (n_outputs, n_embd) of the output matrix
     std::vector<std::atomic<int>> taken_;  // chunks that a thread has taken up, between two barriers
 };
 

@@ -43,7 +43,7 @@ void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
             }
             for (const int32_t * output = first; output < last; ++output) {
                 const int64_t o = output - r.outputs;
-                finish(x_ + *output * m.n_embd, own.vector, token(last_, o, m.n_embd), r.out + o * m.n_embd);
+                finish(x_ + *output * m.n_embd, own.vector, last_, o, r.out + o * m.n_embd);
             }
         }
         barrier_.wait(nth);
@@ -156,7 +156,7 @@ void fused_step::finish_layer(const layer & l, const fused_request & r, const pr
         ops_.attend_tile(a);
     }
     for (int64_t t = 0; t < n; ++t) {
-        quantize_heads(own.rows + t * q_size_, token(own.input, t, q_size_));
+        give_heads(own.rows + t * q_size_, own.input, t);
     }
     reduce(l.wo, own.input, n, own.thin);
     multiply(l.wo, { 0, l.wo.n_groups() }, own.input, n, own.thin, own.rows, m.n_embd, l.gate.data, nullptr);

@@ -23,11 +23,12 @@ constexpr float ln2_low      = -2.12194440e-4f;
 constexpr float exp_taylor[] = { 1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f };
 
 struct scalar_lanes {
-    using vec                     = float;
-    static constexpr int  width   = 1;
-    static constexpr int  group   = 4;      // query heads that share a pass over K or V
-    static constexpr int  tile    = 4;      // rows times two vectors: sums that fit the registers
-    static constexpr bool by_lane = false;  // whether fma_lane, by a lane of a, spares what broadcasting would take
+    using vec                       = float;
+    static constexpr int  width     = 1;
+    static constexpr int  group     = 4;      // query heads that share a pass over K or V
+    static constexpr int  tile      = 4;      // rows times two vectors: sums that fit the registers
+    static constexpr int  registers = 16;     // vectors that fit them
+    static constexpr bool by_lane   = false;  // whether fma_lane, by a lane of a, spares what broadcasting would take
 
     static vec  zero() { return 0.0f; }
     static vec  set1(float x) { return x; }
@@ -38,6 +39,14 @@ struct scalar_lanes {
         ggml_fp16_t half;
         std::memcpy(&half, p, sizeof(half));
         return ggml_fp16_to_fp32(half);
+    }
+    // of words that hold two BF16 each
+    static vec load_first_bf16(const uint8_t * p) { return load_bf16(p); }
+    static vec load_second_bf16(const uint8_t * p) { return load_bf16(p + 2); }
+    static vec load_bf16(const uint8_t * p) {
+        ggml_bf16_t bits;
+        std::memcpy(&bits, p, sizeof(bits));
+        return ggml_bf16_to_fp32(bits);
     }
     static vec         set1_f16(const uint8_t * p) { return load_f16(p); }
     static ggml_fp16_t to_f16(float x) { return ggml_fp32_to_fp16(x); }

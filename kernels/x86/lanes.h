@@ -10,11 +10,12 @@ namespace {
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 struct avx2_lanes {
-    using vec                     = __m256;
-    static constexpr int  width   = 8;
-    static constexpr int  group   = 3;
-    static constexpr int  tile    = 4;
-    static constexpr bool by_lane = false;
+    using vec                       = __m256;
+    static constexpr int  width     = 8;
+    static constexpr int  group     = 3;
+    static constexpr int  tile      = 4;
+    static constexpr int  registers = 16;
+    static constexpr bool by_lane   = false;
 
     static vec  zero() { return _mm256_setzero_ps(); }
     static vec  set1(float x) { return _mm256_set1_ps(x); }
@@ -25,6 +26,13 @@ struct avx2_lanes {
     }
     static vec load_f16(const uint8_t * p) {
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    }
+    static vec load_first_bf16(const uint8_t * p) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)), 16));
+    }
+    static vec load_second_bf16(const uint8_t * p) {
+        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+        return _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(int(0xFFFF0000))));
     }
     static vec set1_f16(const uint8_t * p) {
         int16_t half;
@@ -89,11 +97,12 @@ struct avx2_lanes {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 struct avx512_lanes {
-    using vec                     = __m512;
-    static constexpr int  width   = 16;
-    static constexpr int  group   = 5;
-    static constexpr int  tile    = 8;
-    static constexpr bool by_lane = false;
+    using vec                       = __m512;
+    static constexpr int  width     = 16;
+    static constexpr int  group     = 5;
+    static constexpr int  tile      = 8;
+    static constexpr int  registers = 32;
+    static constexpr bool by_lane   = false;
 
     static vec  zero() { return _mm512_setzero_ps(); }
     static vec  set1(float x) { return _mm512_set1_ps(x); }
@@ -104,6 +113,12 @@ struct avx512_lanes {
     }
     static vec load_f16(const uint8_t * p) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    }
+    static vec load_first_bf16(const uint8_t * p) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+    }
+    static vec load_second_bf16(const uint8_t * p) {
+        return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xFFFF0000))));
     }
     static vec set1_f16(const uint8_t * p) {
         int16_t half;

@@ -38,8 +38,10 @@ def files(tmp_path_factory):
     convert_checkpoint(plain, folder / "reverse.gguf", type="q8_0", schedule="reverse")
     untied = make_checkpoint(folder / "untied", **SHAPE, tied=False, vocab=519)
     convert_checkpoint(untied, folder / "untied.gguf", type="q8_0")
-    # an output matrix of another type, which is multiplied by a node of its own
     convert_checkpoint(untied, folder / "f32.gguf", type="f32")
+    convert_checkpoint(plain, folder / "f16.gguf", type="f16")
+    convert_checkpoint(plain, folder / "bf16.gguf", type="bf16", schedule="immediate")
+    # beside packed matrices one that is not
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype, options.output_tensor_type = 7, F16
     names = [str(folder / name).encode() for name in ("f32.gguf", "f16-head.gguf")]

@@ -63,6 +63,13 @@ def ask(llm: MobileLLM, kind: str, seed: int) -> object:
     return first, view.sample(temp=0.0)
 
 
+def opened(files, name: str, n_threads: int) -> MobileLLM:
+    """A model; `ordinary` is one that does not run in the fused step."""
+    other = {"kv_overrides": {"llama.logit_scale": 1.0}} if name == "ordinary" else {}
+    file = files["f32" if name == "ordinary" else name]
+    return MobileLLM(file, n_ctx=256, n_threads=n_threads, **other)
+
+
 @pytest.fixture(scope="module")
 def alone(files):
     """What a call gives on a model of its own."""
@@ -71,17 +78,18 @@ def alone(files):
     def result(name: str, kind: str, seed: int) -> object:
         key = (name, kind, seed)
         if key not in known:
-            with MobileLLM(files[name], n_ctx=256, n_threads=1) as llm:
+            with opened(files, name, 1) as llm:
                 known[key] = ask(llm, kind, seed)
         return known[key]
 
     return result
 
 
-@pytest.fixture(scope="module", params=["shared", "llama", "f32", "pro"])
+@pytest.fixture(scope="module", params=["shared", "llama", "f16", "ordinary", "pro"])
 def shared(request, files):
-    with MobileLLM(files[request.param], n_ctx=256, n_threads=2) as llm:
+    with opened(files, request.param, 2) as llm:
         yield request.param, llm
+        assert llm.computes_together == (request.param != "ordinary")
 
 
 def test_sixteen_threads(shared, alone):

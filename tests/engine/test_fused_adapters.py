@@ -63,7 +63,7 @@ def adapter(llm: object, path: Path) -> object:
     return loaded
 
 
-@pytest.mark.parametrize("name", ["llama", "q4_0", "shared", "reverse", "untied"])
+@pytest.mark.parametrize("name", ["llama", "q4_0", "shared", "reverse", "untied", "f16"])
 @pytest.mark.parametrize("n", [1, 12, 50])
 def test_the_same_logits_as_the_ordinary_graph(files, ordinary, tmp_path, name, n):
     """Two adapters, of all matrices of some blocks, with scales; and none again."""

@@ -103,7 +103,7 @@ def test_the_demo_model_says_the_same(kind, tmp_path):
     assert abs(np.exp(surprise[0] - surprise[1]) - 1) <= 1e-3
 
 
-@pytest.fixture(scope="module", params=["q8_0", "q4_0", "q2_0"])
+@pytest.fixture(scope="module", params=["q8_0", "q4_0", "q2_0", "bf16"])
 def path(request, tmp_path_factory) -> str:
     """A small random model with 2.5 groups of 16 rows in its K and V."""
     folder = tmp_path_factory.mktemp("packed")
@@ -296,12 +296,12 @@ def test_an_untied_head_and_odd_vocabulary(tmp_path):
     assert 0 < distance(got, unpacked(path, tmp_path)) < NOISE
 
 
-@pytest.mark.parametrize("kind, hidden", [("f16", 192), ("q8_0", 96)])
-def test_other_types_and_widths_are_left_to_upstream(kind, hidden, tmp_path):
-    path = str(model(tmp_path, kind, hidden=hidden))
-    assert ("CPU_MOBILELLM" in buffers(path)) == (kind == "q8_0")  # ffn_down is 320 wide
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_other_widths_are_left_to_upstream(kind, tmp_path):
+    path = str(model(tmp_path, kind, hidden=96))
+    assert "CPU_MOBILELLM" in buffers(path)  # ffn_down is 320 wide
     got = in_steps(load(path), STEPS)
-    assert distance(got, unpacked(path, tmp_path)) < (NOISE if kind == "q8_0" else 1e-12)
+    assert distance(got, unpacked(path, tmp_path)) < (NOISE if kind == "q8_0" else 1e-3)
 
 
 def test_lora(path, tmp_path):

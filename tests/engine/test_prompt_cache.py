@@ -30,7 +30,8 @@ import json, sys
 from mobilellm_cpp import MobileLLM
 path, folder, prompts = json.loads(sys.argv[1])
 with MobileLLM(path, n_ctx=1024, n_threads=1) as llm:
-    llm.use_prompt_cache(folder)
+    if folder:
+        llm.use_prompt_cache(folder)
     for prompt in prompts:
         stream = llm.stream(prompt, max_tokens=8, temperature=1.0, seed=1, logprobs=0)
         said = "".join(stream)
@@ -39,48 +40,37 @@ with MobileLLM(path, n_ctx=1024, n_threads=1) as llm:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prompts")
-    for type in ("q8_0", "f32"):
-        convert_checkpoint(DEMO, folder / f"{type}.gguf", type=type)
-    return folder
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "q8_0.gguf"
+    convert_checkpoint(DEMO, path, type="q8_0")
+    return path
 
 
-@pytest.fixture(scope="module")
-def model(folder):
-    return folder / "q8_0.gguf"
-
-
-def ask(model, folder, *prompts):
-    command = [sys.executable, "-c", ASK, json.dumps([str(model), str(folder), prompts])]
-    done = subprocess.run(command, capture_output=True, text=True)
+def ask(model, folder, *prompts, **setting):
+    command = [sys.executable, "-c", ASK, json.dumps([str(model), folder and str(folder), prompts])]
+    env = {**os.environ, **setting}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def without(model, *prompts):
-    found = []
-    for prompt in prompts:
-        with MobileLLM(model, n_ctx=1024, n_threads=1) as llm:
-            stream = llm.stream(prompt, max_tokens=8, temperature=1.0, seed=1, logprobs=0)
-            said = "".join(stream)
-            found.append([said, [each.logprob for each in stream.logprobs]])
-    return found
+def without(model, *prompts, **setting):
+    return [ask(model, None, prompt, **setting)[0][1:] for prompt in prompts]
 
 
-@pytest.mark.parametrize("type", ["q8_0", "f32"])
-def test_another_process_goes_on_where_one_was(folder, tmp_path, type):
-    model = folder / f"{type}.gguf"
-    begin = SYSTEM if type == "q8_0" else text(0, 420)  # floats are taken over in whole pieces
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "ordinary"])
+def test_another_process_goes_on_where_one_was(model, tmp_path, fused):
+    setting = {} if fused else {"MOBILELLM_KERNELS": "pack"}
+    begin = SYSTEM if fused else text(0, 420)  # the ordinary graph takes whole pieces over
     prompts = [begin + text(1, 20), begin + text(2, 30), text(3)]
-    first = ask(model, tmp_path, prompts[0])
+    first = ask(model, tmp_path, prompts[0], **setting)
     assert len(list(tmp_path.glob("*.prompt"))) == 1 and first[0][0] == 0
-    second = ask(model, tmp_path, *prompts)
-    assert [made[1:] for made in second] == without(model, *prompts)  # to the last bit
+    second = ask(model, tmp_path, *prompts, **setting)
+    assert [each[1:] for each in second] == without(model, *prompts, **setting)  # to the bit
     with MobileLLM(model) as llm:
         n = len(llm.tokenize(begin.encode()))
     for found, *_ in second[:2]:
-        assert found >= n - 14 if type == "q8_0" else found == 512
+        assert found >= n - 14 if fused else found == 512
     assert second[2][0] <= 1
 
 

@@ -35,12 +35,13 @@ def test_beginnings_are_computed_once(tmp_path):
         assert len(many.choices) == 4
 
 
-@pytest.mark.parametrize("type", ["q8_0", "f32"])
-def test_clients_that_come_and_go(tmp_path, type):
+# the second with a key that the fused step does not know
+@pytest.mark.parametrize("keys", [None, {"llama.logit_scale": 1.0}], ids=["fused", "ordinary"])
+def test_clients_that_come_and_go(tmp_path, keys):
     checkpoint = make_checkpoint(tmp_path / "plain", **SHAPE)
-    convert_checkpoint(checkpoint, tmp_path / "model.gguf", type=type)
-    with MobileLLM(tmp_path / "model.gguf", n_ctx=512, n_threads=1) as llm:
+    convert_checkpoint(checkpoint, tmp_path / "model.gguf", type="q8_0")
+    with MobileLLM(tmp_path / "model.gguf", n_ctx=512, n_threads=1, kv_overrides=keys) as llm:
         ends, grown = load.run(llm, requests=48, connections=16)
-        assert llm.computes_together == (type == "q8_0")
+        assert llm.computes_together == (keys is None)
     assert set(ends) <= {"right", "left", "status 503"} and ends["right"] > 20 and ends["left"] > 2
     assert grown < 16 << 20

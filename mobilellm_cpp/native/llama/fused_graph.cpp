@@ -99,15 +99,15 @@ bool is_plain(const llm_graph_params & params) {
 
 // A pair as the step reads it. It is packed once, where `extra` of its first half points, and lives as long as the
 // adapter.
-const void * packed(llama_adapter_lora & adapter, const llama_adapter_lora_weight & pair) {
+const void * packed(llama_adapter_lora & adapter, const llama_adapter_lora_weight & pair, bool wide) {
     static std::mutex                 packing;
     const std::lock_guard<std::mutex> lock(packing);
     if (!pair.a->extra) {
-        const size_t size = fused_kernels()->pair_size(pair.a, pair.b) + 64;
+        const size_t size = fused_kernels()->pair_size(pair.a, pair.b, wide) + 64;
         adapter.ctxs.emplace_back(ggml_init({ size + ggml_tensor_overhead() + 64, nullptr, /*no_alloc*/ false }));
         const auto memory = uintptr_t(ggml_new_tensor_1d(adapter.ctxs.back().get(), GGML_TYPE_I8, int64_t(size))->data);
         auto * const out  = reinterpret_cast<void *>(GGML_PAD(memory, 64));
-        fused_kernels()->pack_pair(pair.a, pair.b, out);
+        fused_kernels()->pack_pair(pair.a, pair.b, wide, out);
         pair.a->extra = out;
     }
     return pair.a->extra;
@@ -228,8 +228,8 @@ struct fused_graph : public llm_graph_context {
             known += model.tok_embd != model.output && adapter->get_weight(model.tok_embd) != nullptr;
             for (ggml_tensor * weight : matrices) {
                 if (const llama_adapter_lora_weight * pair = adapter->get_weight(weight)) {
-                    m.pairs.push_back(
-                        { weight, packed(*adapter, *pair), pair->a->ne[1], pair->get_scale(adapter->alpha, factor) });
+                    m.pairs.push_back({ weight, packed(*adapter, *pair, !ggml_is_quantized(weight->type)),
+                                        pair->a->ne[1], pair->get_scale(adapter->alpha, factor) });
                     ++known;
                 }
             }
