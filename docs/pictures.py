@@ -41,7 +41,7 @@ LABELS: dict[str, Any] = {  # where a label right of its dot would cover another
     "IQ4_NL": {"xytext": (-4, -13)},
     "Q3_K_M": {"xytext": (6, -6)},
     "Q4_K_M, embedding Q4_0": {"xytext": (7, -3)},
-    "IQ4_NL, embedding too": {"xytext": (7, -9)},
+    "IQ4_NL, embedding too": {"xytext": (7, -2)},
 }
 OURS, OTHERS = "#1f77b4", "#b0b7bf"
 
