@@ -19,6 +19,7 @@ def convert(checkpoint: Path, out: Path) -> None:
         [sys.executable, folder / "llmexport.py", "--path", checkpoint, *options]
         + ["--dst_path", out],
         env={**os.environ, "PYTHONPATH": str(folder)},
+        cwd=out.parent,  # where it leaves its log
         check=True,
     )
 
