@@ -33,12 +33,12 @@ def _end(code: object) -> "NoReturn":
 
     alone = threading.active_count() == 1
     if alone and (code is None or isinstance(code, int)):
+        atexit._run_exitfuncs()  # which may print, too
         try:
             sys.stdout.flush()
             sys.stderr.flush()
         except (OSError, ValueError, AttributeError):  # Python says what is to be said
             sys.exit(code)
-        atexit._run_exitfuncs()
         os._exit(code or 0)
     sys.exit(code)  # type: ignore[arg-type]  # whatever it was
 
