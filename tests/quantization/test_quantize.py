@@ -170,7 +170,8 @@ def test_imatrix(demo: Path, text: Path, stock_lib: Path, tmp_path: Path) -> Non
     assert tensors(tmp_path / "a.gguf") == tensors(tmp_path / "b.gguf")
 
 
-def test_calibrated(demo: Path, text: Path, tmp_path: Path) -> None:
+def test_calibrated(demo: Path, tmp_path: Path) -> None:
+    """Interrupted, it goes on where it was; what was rounded before is not rounded again."""
     plain, ours = tmp_path / "plain.gguf", tmp_path / "ours.gguf"
     quantize(demo, plain, "--type", "q4_0", "--no-calibration", "--no-report")
     seen: list[str] = []
@@ -199,6 +200,21 @@ def test_calibrated(demo: Path, text: Path, tmp_path: Path) -> None:
 
     found = compare_models([demo, plain, ours], said(HELDOUT), n_ctx=128, repeat=0)
     assert found.files[2].kl_mean < 0.7 * found.files[1].kl_mean
+
+
+def test_tuned(tmp_path: Path) -> None:
+    """Norms and scales of the blocks move, and only they; the file is nearer to the float one."""
+    make_checkpoint(tmp_path / "m", layers=2, sharing=True)
+    plain, calibrated, ours = (tmp_path / f"{name}.gguf" for name in ("f16", "0", "20"))
+    convert_checkpoint(tmp_path / "m", plain, type="f16")
+    for steps, out in ((0, calibrated), (20, ours)):
+        quantize(plain, out, "--type", "q4_0", "--sequences", 8, "--tune", steps, "--no-report")
+    before, after = tensors(calibrated), tensors(ours)
+    moved = {name for name in before if before[name] != after[name]}
+    assert {"blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "blk.0.ffn_up.weight"} <= moved
+    assert not {"token_embd.weight", "output_norm.weight"} & moved
+    found = compare_models([plain, calibrated, ours], builtin_text()[-6000:], n_ctx=128, repeat=0)
+    assert found.files[2].kl_mean < found.files[1].kl_mean
 
 
 def test_stock_reads_it(text: Path, tmp_path: Path, stock_lib: Path) -> None:
