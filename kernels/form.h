@@ -1,5 +1,5 @@
 // The table of packed types: what a block of a row consists of. kernels.h draws how 32 of them lie side by side, and
-// packing.cpp knows where GGUF has each part. A new type of these parts is a line here and a line there.
+// gguf_blocks.h knows where GGUF has each part. A new type of these parts is a line here and a line there.
 
 #pragma once
 
@@ -84,9 +84,28 @@ void with_type(ggml_type type, F f) {
 
 }  // namespace
 
-// Columns whose quants lie together: a block, or 64 of its columns.
+// Quants of 5 and 6 bits: a byte holds the low row's, and above it as many upper bits of the high row's as there is
+// room for. The rest of the high row's lies in a chunk of rests, which stands before the chunks of bytes that it
+// belongs to.
+static constexpr bool has_rest(const form & f) {
+    return f.bits == 5 || f.bits == 6;
+}
+
+static constexpr int rest_bits(const form & f) {
+    return 2 * f.bits - 8;
+}
+
+static constexpr int chunk_of_rests(const form & f, int i) {
+    return i * rest_bits(f) / 8 * (8 / rest_bits(f) + 1);
+}
+
+static constexpr int chunk_of_bytes(const form & f, int i) {
+    return i + i * rest_bits(f) / 8 + 1;
+}
+
+// Columns whose quants lie together: a block, or 64 or 32 of its columns.
 static constexpr int part_columns(const form & f) {
-    return f.columns < 64 ? f.columns : 64;
+    return f.columns < 64 || has_rest(f) ? 32 : 64;
 }
 
 // Bytes of 32 rows: what stands before the quants, the quants of a part, and a block.
@@ -102,10 +121,10 @@ static constexpr int block_bytes(const form & f) {
     return f.columns ? header_bytes(f) + f.columns / part_columns(f) * part_bytes(f) : 0;
 }
 
-// Quants of 3, 5 and 6 bits lie in planes, of 1, 2 and 4 bits: whether there is one, where in a part it begins, and
-// which bit of the quant its first is.
+// The others lie in planes, of 1, 2, 4 and 8 bits: whether there is one, where in a part it begins, and which bit of
+// the quant its first is.
 static constexpr bool has_plane(const form & f, int bits) {
-    return f.bits & bits;
+    return f.bits & bits && !has_rest(f);
 }
 
 static constexpr int plane_at(const form & f, int bits) {
@@ -127,11 +146,16 @@ constexpr uint8_t high_sign() {
     return form_of(TYPE).bits == 4 && !form_of(TYPE).table ? HIGH_SIGN : 0;
 }
 
-// Byte `lane` of a chunk of a plane.
+// Byte `lane` of a chunk of a part.
+template <ggml_type TYPE>
+int chunk_byte(const uint8_t * part, int chunk, int lane) {
+    return part[place_of(chunk, lane / 4, part_bytes(form_of(TYPE)) / 64) + lane % 4];
+}
+
+// Of a chunk of a plane.
 template <ggml_type TYPE>
 int plane_byte(const uint8_t * part, int bits, int chunk, int lane) {
-    constexpr form F = form_of(TYPE);
-    return part[place_of(plane_at(F, bits) / 64 + chunk, lane / 4, part_bytes(F) / 64) + lane % 4];
+    return chunk_byte<TYPE>(part, plane_at(form_of(TYPE), bits) / 64 + chunk, lane);
 }
 
 // The quant of a column of row r of a block; 8 bits without their sign.
@@ -143,6 +167,13 @@ int quant_at(const uint8_t * block, int column, int r) {
     const int       lane  = 4 * (r % 16) + c % 4;
     const bool      high  = r >= 16;
     int             quant = 0;
+    if constexpr (has_rest(F)) {
+        constexpr int rest  = rest_bits(F);
+        const int     both  = chunk_byte<TYPE>(part, chunk_of_bytes(F, c / 4), lane);
+        const int     rests = chunk_byte<TYPE>(part, chunk_of_rests(F, c / 4), lane);
+        const int     own   = rests >> c / 4 * rest % 8 & ((1 << rest) - 1);
+        return high ? both >> F.bits << rest | own : both & ((1 << F.bits) - 1);
+    }
     if (has_plane(F, 1)) {
         quant |= (plane_byte<TYPE>(part, 1, 2 * (c / 32) + high, lane) >> c % 32 / 4 & 1) << plane_bit(F, 1);
     }
@@ -173,7 +204,9 @@ inline __attribute__((always_inline)) const int8_t * smaller_scales(const uint8_
     };
     const auto byte = [&](int i, int r) { return subs[32 * i + r]; };
     if constexpr (TYPE == GGML_TYPE_Q6_K) {
-        return reinterpret_cast<const int8_t *>(subs);
+        for (int i = 0; i < MAX_SUBS; ++i) {  // once, or a product would go back to them from among the quants
+            each(i, [&](int r) { return byte(i, r); });
+        }
     } else if constexpr (TYPE == GGML_TYPE_Q4_K || TYPE == GGML_TYPE_Q5_K) {
         for (int i = 0; i < 4; ++i) {
             each(i, [&](int r) { return byte(i, r) & 63; });

@@ -8,7 +8,8 @@
 //
 //     halves   32 fp16 each   scale of row r at 2 r; then likewise its minimum
 //     subs     32 bytes each  the bytes of smaller scales, number i of row r at 32 i + r
-//     quants                  for every 64 columns, or 32 where a block has no more: planes of chunks of 64 bytes
+//     quants                  for every 64 columns, or 32 where a block has no more or quants have 5 or 6 bits: planes
+//                             of chunks of 64 bytes
 //
 //     plane    chunks, columns  byte 4 r + c of chunk i holds
 //     1 bit    2 for 32         column 4j + c in bit j, of row r where i is even, of row 16 + r where it is odd
@@ -17,8 +18,10 @@
 //     8 bits   16 for 32        column 4 (i / 2) + c, of row r where i is even, of row 16 + r where it is odd
 //
 // So 4 bytes of a row always stand against 4 neighbouring activations, which is what dot-product instructions take.
-// Quants of 3, 5 and 6 bits lie in two planes; the one of fewer bits, which are the quant's high ones, comes first. No
-// byte is added to what GGUF has.
+// Quants of 3 bits lie in two planes; the one of fewer bits, which are the quant's high ones, comes first. Of 5 and 6
+// bits only the high rows' are divided: byte 4 r + c of a chunk holds column 4i + c of row r, and above it what there
+// is room for of row 16 + r, its upper 3 or 2 bits. Before each 4 or 2 of these chunks stands one with the lower 2 or 4
+// bits, those of the first in its lowest. No byte is added to what GGUF has.
 //
 // Two rows that share bytes share their activations q too: where l is the low one and x = l + 16 h, the high
 // one's Σ h q is (Σ x q - Σ l q) / 16, so that h need not be taken out of x. With 2 bits the factor is 4.

@@ -32,13 +32,18 @@ struct square {
     MOBILELLM_INLINE square(const uint8_t * block, const int8_t * smaller, int pair, bool second) :
         halves(block), smaller(smaller), quants(block + header_bytes(F)), first((2 * pair + second) * BLOCK) {
         if (F.columns > 32) {
-            quants += pair * part_bytes(F);
-            in_second = second;
+            quants += (part_columns(F) == 64 ? pair : 2 * pair + second) * part_bytes(F);
+            in_second = part_columns(F) == 64 && second;
         } else if (second) {
             halves += block_bytes(F);
             quants += block_bytes(F);
         }
     }
+
+    // Where columns 4i to 4i + 3 lie.
+    MOBILELLM_INLINE const uint8_t * bytes(int i) const { return quants + 64 * chunk_of_bytes(F, i); }
+
+    MOBILELLM_INLINE const uint8_t * rests(int i) const { return quants + 64 * chunk_of_rests(F, i); }
 
     // Chunk i of a plane; the two chunks of a plane of 1 bit are one of each half of the rows.
     MOBILELLM_INLINE const uint8_t * chunk(int bits, int i) const {

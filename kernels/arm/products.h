@@ -206,10 +206,11 @@ __attribute__((noinline)) void add_block(const uint8_t * block, const int8_t * s
     };
     clear();
     for (int pair = 0; pair < PAIRS; ++pair) {
-        const uint8_t * quants = block + header_bytes(F) + pair * part_bytes(F);
+        constexpr int   parts  = 64 / part_columns(F);
+        const uint8_t * quants = block + header_bytes(F) + parts * pair * part_bytes(F);
         const int8_t *  scales = smaller + 32 * (64 / F.scaled) * pair;
         add_scaled_square<TYPE, false>(quants, scales, r, a, sums);
-        add_scaled_square<TYPE, true>(quants, scales, r, a, sums);
+        add_scaled_square<TYPE, true>(quants + (parts - 1) * part_bytes(F), scales, r, a, sums);
         a.advance();
     }
     add(block);

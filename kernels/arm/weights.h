@@ -85,10 +85,10 @@ constexpr int largest_weight() {
 
 // Bytes of two chunks as they lie.
 struct raw_chunks {
-    uint8x16_t fours[2];   // or bytes of low rows
+    uint8x16_t fours[2];   // or bytes of low rows, or of both
     uint8x16_t eights[2];  // of high rows
-    uint8x16_t twos[2];
-    uint8x16_t ones[2];  // of low and of high rows, eight chunks each
+    uint8x16_t twos[2];    // or the rests of both chunks
+    uint8x16_t ones[2];    // of low and of high rows, eight chunks each
 };
 
 // Chunks 2 K and 2 K + 1 of a square, the second of 64 columns where its part is shared, of the quarter that begins AT
@@ -98,6 +98,10 @@ MOBILELLM_INLINE raw_chunks load(const uint8_t * quarter) {
     constexpr form F      = form_of(TYPE);
     constexpr bool second = SECOND && F.columns > 32;
     raw_chunks     x;
+    if constexpr (has_rest(F)) {
+        load_two<AT + 16 * chunk_of_bytes(F, 2 * K)>(quarter, x.fours[0], x.fours[1]);
+        x.twos[0] = vld1q_u8(quarter + AT + 16 * chunk_of_rests(F, 2 * K));
+    }
     if constexpr (F.bits == 8) {
         load_two<AT + 64 * K>(quarter, x.fours[0], x.eights[0]);
         load_two<AT + 64 * K + 32>(quarter, x.fours[1], x.eights[1]);
@@ -135,7 +139,12 @@ MOBILELLM_INLINE int8x16_t weights_of(const raw_chunks & x) {
     constexpr int  N      = I % 2;
     constexpr int  second = SECOND && F.columns > 32;
     uint8x16_t     q;
-    if constexpr (F.bits == 8) {
+    if constexpr (has_rest(F) && HIGH) {
+        constexpr int rest = rest_bits(F);  // what the register has above them is overwritten
+        q                  = vsliq_n_u8(moved<I * rest % 8, 0>(x.twos[0]), vshrq_n_u8(x.fours[N], F.bits), rest);
+    } else if constexpr (has_rest(F)) {
+        q = vandq_u8(x.fours[N], vdupq_n_u8((1 << F.bits) - 1));
+    } else if constexpr (F.bits == 8) {
         q = HIGH ? x.eights[N] : x.fours[N];
     } else if constexpr (HIGH && high_sign<TYPE>()) {
         return vshrq_n_s8(vreinterpretq_s8_u8(x.fours[N]), 4);

@@ -44,6 +44,15 @@ struct avx2_isa {
         if constexpr (F.bits == 8) {
             return half_of(w.chunk(8, 2 * i + high), octet);
         }
+        if constexpr (has_rest(F)) {
+            constexpr int rest = rest_bits(F);
+            const __m256i both = half_of(w.bytes(i), octet);
+            if (!high) {
+                return bits_of<F.bits>(both, 0, 0);
+            }
+            return _mm256_or_si256(bits_of<8 - F.bits>(both, F.bits, rest),
+                                   bits_of<rest>(half_of(w.rests(i), octet), i * rest % 8, 0));
+        }
         __m256i q = _mm256_setzero_si256();
         if constexpr (has_plane(F, 4)) {
             q = bits_of<4>(half_of(w.chunk(4, i), octet), 4 * high, 0);

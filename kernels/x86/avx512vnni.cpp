@@ -31,6 +31,14 @@ struct avx512vnni_isa {
 
         const __m512i four = _mm512_set1_epi8(15);
         const __m512i two  = _mm512_set1_epi8(3);
+        if constexpr (has_rest(F)) {
+            constexpr int rest = rest_bits(F);
+            const __m512i both = _mm512_load_si512(w.bytes(i));
+            const __m512i own  = shifted(_mm512_load_si512(w.rests(i)), -(i * rest % 8));
+            low                = _mm512_and_si512(both, _mm512_set1_epi8((1 << F.bits) - 1));
+            high               = _mm512_and_si512(own, _mm512_set1_epi8((1 << rest) - 1));
+            high               = with_bits(high, shifted(both, F.bits - 8), (1 << F.bits) - (1 << rest));
+        }
         if constexpr (F.bits == 8) {
             const __m512i sign = _mm512_set1_epi8(-128);
             low                = _mm512_xor_si512(_mm512_load_si512(w.chunk(8, 2 * i)), sign);
@@ -46,14 +54,9 @@ struct avx512vnni_isa {
         if constexpr (has_plane(F, 2)) {
             const __m512i x  = _mm512_load_si512(w.chunk(2, i));
             const int     at = w.in_second ? 4 : 0;
-            if constexpr (has_plane(F, 4)) {
-                low  = with_bits(low, shifted(x, 4 - at), 0x30);
-                high = with_bits(high, shifted(x, 2 - at), 0x30);
-            } else {
-                high = _mm512_and_si512(shifted(x, -at), shared<TYPE>() ? four : two);
-                low  = shared<TYPE>() ? _mm512_and_si512(high, two) : _mm512_and_si512(shifted(x, -at), two);
-                high = shared<TYPE>() ? high : _mm512_and_si512(shifted(x, -at - 2), two);
-            }
+            high             = _mm512_and_si512(shifted(x, -at), shared<TYPE>() ? four : two);
+            low              = shared<TYPE>() ? _mm512_and_si512(high, two) : _mm512_and_si512(shifted(x, -at), two);
+            high             = shared<TYPE>() ? high : _mm512_and_si512(shifted(x, -at - 2), two);
         }
         if constexpr (has_plane(F, 1)) {
             constexpr int to = plane_bit(F, 1);
