@@ -121,6 +121,10 @@ static inline void set_sum(activations & block, int32_t sum) {
 // True for floats and the types of form.h, in rows that divide by 64 and by the type's block.
 bool packable(ggml_type type, int64_t n_cols);
 
+// Whether a matrix of this name is packed where it holds floats: those of a Llama, which nothing but products and rows
+// of the token embedding ask for. Others may be looked at in other ways.
+bool packs_floats(const char * name);
+
 // Bytes of one group, of a whole matrix (both multiples of 64), and of one row of activations.
 size_t group_size(ggml_type type, int64_t n_cols);
 size_t packed_size(ggml_type type, int64_t n_cols, int64_t n_rows);

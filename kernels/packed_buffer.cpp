@@ -33,21 +33,8 @@ constexpr int64_t OWN_TOKENS = 4;
 constexpr size_t BYTES_A_SHARE = 64 * 1024;  // that a thread packs before it takes the next
 constexpr double CHOOSING      = 0.04;       // of the time that filling took, to choose how weights are read
 
-// The matrices of a Llama, which nothing but products and rows of the token embedding ask for: those of other names may
-// be looked at in other ways where they are floats.
-bool is_plain(const char * name) {
-    for (const char * plain : { "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
-                                "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight" }) {
-        const size_t n = std::strlen(name), size = std::strlen(plain);
-        if (n > size && name[n - size - 1] == '.' && std::strcmp(name + n - size, plain) == 0) {
-            return true;
-        }
-    }
-    return std::strcmp(name, "token_embd.weight") == 0 || std::strcmp(name, "output.weight") == 0;
-}
-
 bool fits(const ggml_tensor * tensor) {
-    return (!is_float(tensor->type) || is_plain(tensor->name)) && packable(tensor->type, tensor->ne[0]) &&
+    return (!is_float(tensor->type) || packs_floats(tensor->name)) && packable(tensor->type, tensor->ne[0]) &&
            tensor->ne[1] >= GROUP / 2 && ggml_is_matrix(tensor) && ggml_is_contiguous(tensor) && !tensor->view_src;
 }
 

@@ -223,6 +223,17 @@ bool packable(ggml_type type, int64_t n_cols) {
     return f.columns > 0 && n_cols > 0 && n_cols % std::max(f.columns, 64) == 0;
 }
 
+bool packs_floats(const char * name) {
+    for (const char * plain : { "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+                                "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight" }) {
+        const size_t n = std::strlen(name), size = std::strlen(plain);
+        if (n > size && name[n - size - 1] == '.' && std::strcmp(name + n - size, plain) == 0) {
+            return true;
+        }
+    }
+    return std::strcmp(name, "token_embd.weight") == 0 || std::strcmp(name, "output.weight") == 0;
+}
+
 size_t group_size(ggml_type type, int64_t n_cols) {
     if (is_float(type)) {
         return GROUP * float_bytes(type) * n_cols;

@@ -70,6 +70,7 @@ _data_offset = _declare("gguf_get_data_offset", ctypes.c_size_t, _File)
 _tensor_offset = _declare("gguf_get_tensor_offset", ctypes.c_size_t, _File, _Id)
 _tensor_size = _declare("gguf_get_tensor_size", ctypes.c_size_t, _File, _Id)
 _type_name = _declare("ggml_type_name", ctypes.c_char_p, _Int)
+packs_floats = _declare("mobilellm_packs_floats", ctypes.c_bool, ctypes.c_char_p)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +14,6 @@ if TYPE_CHECKING:
 
 OWN_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 OTHER = 64 << 20  # bytes that Python, the vocabulary and a step of the model take besides
-# Floats that are packed (kernels/packed_buffer.cpp).
-_PACKED_FLOATS = re.compile(
-    r"(blk\.\d+\.(attn_(q|k|v|output)|ffn_(gate|up|down))|token_embd|output)\.weight"
-)
 # bits a weight of the types that a user may quantize to instead
 _BITS = {"q8_0": 8.5, "q4_0": 4.5}
 
@@ -59,13 +54,13 @@ def check_memory(
     The error says how much is needed, and which context or type fits. Weights that are not packed
     stay in the file, from where the system reads them as it has room: they do not count. Bytes that
     the weights have `taken` already are free for them."""
-    from .gguf_file import kv_bytes
+    from .gguf_file import kv_bytes, packs_floats
 
     packs = os.environ.get("MOBILELLM_KERNELS") != "0"
     tensors = [
         each
         for each in file.tensors()
-        if packs and (each.type.startswith(("q", "iq")) or _PACKED_FLOATS.fullmatch(each.name))
+        if packs and (each.type.startswith(("q", "iq")) or packs_floats(each.name.encode()))
     ]
     weights = min(sum(tensor.n_bytes for tensor in tensors), os.path.getsize(path))
 

@@ -54,3 +54,14 @@ def test_the_limit_of_a_cgroup_counts(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
     monkeypatch.setattr(memory, "OWN_CGROUP", tmp_path / "own")
     assert memory.free_memory() == MB
+
+
+def test_floats_count_where_they_are_packed(monkeypatch, tmp_path, model):
+    """All but the norms; without our kernels they stay in the file."""
+    source = make_checkpoint(tmp_path / "c", **SHAPE)
+    floats = convert_checkpoint(source, tmp_path / "m.gguf", type="f16").path
+    said = refused(monkeypatch, floats, memory.OTHER, n_ctx=64)
+    weights = int(re.search(r"(\d+) MB for weights", said)[1])
+    assert weights == pytest.approx(floats.stat().st_size / MB, rel=0.1, abs=1)
+    monkeypatch.setenv("MOBILELLM_KERNELS", "0")
+    assert ", 0 MB for weights" in refused(monkeypatch, floats, memory.OTHER - 1, n_ctx=64)

@@ -70,6 +70,9 @@ LLAMA_API gguf_context * mobilellm_gguf_open(const char * path);
 // not known.
 LLAMA_API const char * mobilellm_kernels_text();
 
+// Whether a matrix of this name is packed where it holds floats.
+LLAMA_API bool mobilellm_packs_floats(const char * name);
+
 // How packed weights are brought to the caches before they are read: what measurements during loads have chosen, with
 // their speeds; "" where there was nothing to choose. Lives until the calling thread asks again.
 LLAMA_API const char * mobilellm_streaming_text();

@@ -170,6 +170,10 @@ const char * mobilellm_kernels_text() {
         nullptr, [] { return mobilellm_kernels_wanted() == mobilellm_kernels::none ? "" : mobilellm::best().name; });
 }
 
+bool mobilellm_packs_floats(const char * name) {
+    return mobilellm::packs_floats(name);
+}
+
 const char * mobilellm_streaming_text() {
     static thread_local std::string text;
     text = mobilellm::streaming_text();
