@@ -34,6 +34,8 @@ typename L::vec load_weights(const uint8_t * p, int column, int r) {
     }
 }
 
+// Not tiles.h's, which is inlined with a loop for each hint: with that one, or with this one inlined there, products of
+// F16 and BF16 read 23 to 28 GB/s instead of 37 (Zen 4), and with this one in tiles.h Q8_0 17 instead of 38.
 inline void prefetch_run(streaming::cache hint, const uint8_t * data, int64_t bytes) {
     for (int64_t offset = 0; offset < bytes; offset += 64) {
         switch (hint) {
