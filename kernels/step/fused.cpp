@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <numeric>
 
 namespace mobilellm {
 
@@ -151,6 +152,9 @@ fused_step::fused_step(const fused_model & model) : model_(model), taken_(model.
         arena_.add(x_, m.n_tokens * m.n_embd);
         arena_.add(rope_, m.n_tokens * m.n_embd_head);
         chunks_.reserve(n_lists_);
+        pieces_.reserve(n_lists_);
+        all_.resize(m.n_tokens);
+        std::iota(all_.begin(), all_.end(), 0);
         add_input(last_, m.n_outputs, m.n_embd);
     }
     arena_.allocate();

@@ -101,9 +101,15 @@ struct fused_request {
 
 // Which cells of a cache the tokens see, in the order of their positions.
 struct seen_cells {
-    int32_t *  cells;    // (few tokens or chunks, n_kv)
-    int64_t *  n_cells;  // (few tokens or chunks)
-    uint64_t * seen;     // (chunks, n_kv) which tokens of the chunk see the cell
+    int32_t *  cells;    // (few tokens or pieces, n_kv)
+    int64_t *  n_cells;  // (few tokens or pieces)
+    uint64_t * seen;     // (pieces, n_kv) which tokens of the piece see the cell
+};
+
+// Tokens that a thread takes through a block at a time. Those that belong to one sequence are a piece of it.
+struct chunk {
+    range tokens;
+    range pieces;
 };
 
 // What a thread keeps to itself; the arrays of one of the two ways are there. n is the most tokens it computes with at
@@ -169,10 +175,13 @@ class fused_step {
 
     // of share_tokens
     void divide(const fused_request & r, int nth);
-    void prepare(const fused_request & r, int64_t chunk, range tokens);
+    void prepare(const fused_request & r, const chunk & part);
+    void list_cells(const request_cache & cache, const seen_cells & list, int64_t piece) const;
     void begin_layer(const layer & l, const fused_request & r, const private_arrays & own, range tokens);
-    void finish_layer(const layer & l, const fused_request & r, const private_arrays & own, int64_t chunk,
-                      int64_t first, range tokens);
+    void finish_layer(const layer & l, const fused_request & r, const private_arrays & own, const chunk & part,
+                      const int32_t * tokens, int64_t n);
+    void attend_piece(const layer & l, const request_cache & cache, const private_arrays & own, int64_t piece,
+                      range tokens, float * out);
 
     const fused_model  model_;
     const kernels &    kernels_ = best().products;
@@ -185,26 +194,28 @@ class fused_step {
     int64_t            qkv_size_;
     bool               few_;
     int64_t            block_size_;  // bytes of the matrices of the first block
-    int64_t            n_lists_;     // few tokens or the most chunks
+    int64_t            n_lists_;     // few tokens or the most pieces
 
     arena          arena_;
     barrier        barrier_;
     private_arrays private_[max_threads];
 
     // shared
-    float *            qkv_;  // (n_tokens, n_head + 2 n_head_kv, n_embd_head)
-    seen_cells         lists_[max_caches];
+    float *              qkv_;  // (n_tokens, n_head + 2 n_head_kv, n_embd_head)
+    seen_cells           lists_[max_caches];
     // few tokens
-    float *            out_;      // (n_tokens, max_shards, n_head, n_embd_head) attention by shard
-    float *            largest_;  // (n_tokens, max_shards, n_head)
-    float *            sum_;      // (n_tokens, max_shards, n_head)
-    float *            update_;   // (n_tokens, n_embd) what attention or feed-forward adds to the residual stream
-    input_rows         hidden_;   // (n_tokens, n_ff) of down
+    float *              out_;      // (n_tokens, max_shards, n_head, n_embd_head) attention by shard
+    float *              largest_;  // (n_tokens, max_shards, n_head)
+    float *              sum_;      // (n_tokens, max_shards, n_head)
+    float *              update_;   // (n_tokens, n_embd) what attention or feed-forward adds to the residual stream
+    input_rows           hidden_;   // (n_tokens, n_ff) of down
     // many
-    std::vector<range> chunks_;            // their tokens
-    float *            x_;                 // (n_tokens, n_embd) the residual stream
-    float *            rope_;              // (n_tokens, n_embd_head)
-    input_rows         last_;              // (n_outputs, n_embd) of the output matrix
+    std::vector<chunk>   chunks_;
+    std::vector<range>   pieces_;          // their tokens
+    std::vector<int32_t> all_;             // the numbers of all tokens
+    float *              x_;               // (n_tokens, n_embd) the residual stream
+    float *              rope_;            // (n_tokens, n_embd_head)
+    input_rows           last_;            // (n_outputs, n_embd) of the output matrix
     std::vector<std::atomic<int>> taken_;  // chunks that a thread has taken up, between two barriers
 };
 

@@ -1,5 +1,7 @@
 // A step of many tokens, in chunks: a chunk goes through attention and feed-forward of one block and q, k and v of the
 // next on one thread, whichever takes it up first. Then all meet, since later tokens need the keys of earlier ones.
+// Matrices are multiplied by all tokens of a chunk at once, whatever sequences they belong to; each sequence in it has
+// its attention for itself.
 
 #include "fused_step.h"
 
@@ -25,25 +27,25 @@ void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
     for (size_t il = 0; il <= n_layer; ++il) {
         // the last chunks first: they see the most cells
         for (int64_t i; (i = taken_[il].fetch_add(1, std::memory_order_relaxed)) < n_chunks;) {
-            const int64_t   chunk  = n_chunks - 1 - i;
-            const range     tokens = chunks_[chunk];
-            const int32_t * first  = std::lower_bound(r.outputs, r.outputs + m.n_outputs, int32_t(tokens.begin));
-            const int32_t * last   = std::lower_bound(first, r.outputs + m.n_outputs, int32_t(tokens.end));
-
-            if (il == 0) {
-                prepare(r, chunk, tokens);
-            } else if (il < n_layer) {
-                finish_layer(layers_[il - 1], r, own, chunk, tokens.begin, tokens);
-            } else if (first < last) {  // what nobody wants ends with its K and V
-                finish_layer(layers_[il - 1], r, own, chunk, tokens.begin, { *first, last[-1] + 1 });
-            }
+            const chunk & part   = chunks_[n_chunks - 1 - i];
+            const range   tokens = part.tokens;
             if (il < n_layer) {
+                if (il == 0) {
+                    prepare(r, part);
+                } else {
+                    finish_layer(layers_[il - 1], r, own, part, all_.data() + tokens.begin, tokens.size());
+                }
                 begin_layer(layers_[il], r, own, tokens);
                 continue;
             }
+            const int32_t * first = std::lower_bound(r.outputs, r.outputs + m.n_outputs, int32_t(tokens.begin));
+            const int32_t * last  = std::lower_bound(first, r.outputs + m.n_outputs, int32_t(tokens.end));
+            if (first < last) {  // what nobody wants ends with its K and V
+                finish_layer(layers_[il - 1], r, own, part, first, last - first);
+            }
             for (const int32_t * output = first; output < last; ++output) {
                 const int64_t o = output - r.outputs;
-                finish(x_ + *output * m.n_embd, own.vector, last_, o, r.out + o * m.n_embd);
+                finish(x_ + (tokens.begin + (output - first)) * m.n_embd, own.vector, last_, o, r.out + o * m.n_embd);
             }
         }
         barrier_.wait(nth);
@@ -53,58 +55,68 @@ void fused_step::share_tokens(const fused_request & r, int ith, int nth) {
     }
 }
 
-// As many chunks for each thread, none with tokens of two sequences, whose cells would only be in each other's way.
+// As many chunks for each thread, and their pieces: what a sequence sees would only be in the way of the others.
 void fused_step::divide(const fused_request & r, int nth) {
-    const fused_model & m      = model_;
-    const int64_t       rounds = (m.n_tokens + tile_tokens * nth - 1) / (tile_tokens * nth);
-    const int64_t       most   = (m.n_tokens + rounds * nth - 1) / (rounds * nth);  // tokens of a chunk
+    const int64_t n_tokens = model_.n_tokens;
+    const int64_t rounds   = (n_tokens + tile_tokens * nth - 1) / (tile_tokens * nth);
+    const int64_t n_chunks = std::min(rounds * nth, n_tokens);
+    const auto    ends     = [&](int64_t t) { return r.sequences[t] != r.sequences[t - 1]; };
+
+    int64_t most = n_chunks;  // pieces
+    for (int64_t t = 1; t < n_tokens; ++t) {
+        most += ends(t);
+    }
+    const bool apart = std::min(most, n_tokens) <= n_lists_;  // or sequences alternate, which ours never do
 
     chunks_.clear();
-    for (int64_t first = 0, last; first < m.n_tokens; first = last) {
-        for (last = first + 1; last < m.n_tokens && r.sequences[last] == r.sequences[first]; ++last) {
-        }
-        const int64_t n = (last - first + most - 1) / most;
-        if (int64_t(chunks_.size()) + n > n_lists_) {  // sequences that alternate: never ours
-            chunks_.clear();
-            for (int64_t i = 0; i < std::min(rounds * nth, m.n_tokens); ++i) {
-                chunks_.push_back(share(m.n_tokens, i, std::min(rounds * nth, m.n_tokens)));
+    pieces_.clear();
+    for (int64_t i = 0; i < n_chunks; ++i) {
+        const range tokens = share(n_tokens, i, n_chunks);
+        chunks_.push_back({ tokens, { int64_t(pieces_.size()), 0 } });
+        for (int64_t first = tokens.begin, last; first < tokens.end; first = last) {
+            for (last = first + 1; last < tokens.end && !(apart && ends(last)); ++last) {
             }
-            return;
+            pieces_.push_back({ first, last });
         }
-        for (int64_t i = 0; i < n; ++i) {
-            const range part = share(last - first, i, n);
-            chunks_.push_back({ first + part.begin, first + part.end });
-        }
+        chunks_.back().pieces.end = int64_t(pieces_.size());
     }
 }
 
-void fused_step::prepare(const fused_request & r, int64_t chunk, range tokens) {
-    const fused_model & m = model_;
+void fused_step::prepare(const fused_request & r, const chunk & part) {
+    const fused_model & m      = model_;
+    const range         tokens = part.tokens;
 
     std::copy(r.embd + tokens.begin * m.n_embd, r.embd + tokens.end * m.n_embd, x_ + tokens.begin * m.n_embd);
     for (int64_t t = tokens.begin; t < tokens.end; ++t) {
         rope_angles(r.positions[t], rope_ + t * m.n_embd_head);
     }
     for (size_t c = 0; c < m.caches.size(); ++c) {
-        const int64_t n_kv  = m.caches[c].n_kv;
-        int32_t *     cells = lists_[c].cells + chunk * n_kv;
-        uint64_t *    seen  = lists_[c].seen + chunk * n_kv;
-        std::fill(seen, seen + n_kv, 0);
-        for (int64_t t = tokens.begin; t < tokens.end; ++t) {
-            for (int64_t cell = 0; cell < n_kv; ++cell) {
-                seen[cell] |= uint64_t(r.caches[c].sees(t, cell)) << (t - tokens.begin);
-            }
+        for (int64_t piece = part.pieces.begin; piece < part.pieces.end; ++piece) {
+            list_cells(r.caches[c], lists_[c], piece);
         }
-        int64_t n = 0;
-        for (int64_t cell = 0; cell < n_kv; ++cell) {
-            if (seen[cell]) {
-                seen[n]    = seen[cell];
-                cells[n++] = int32_t(cell);
-            }
-        }
-        r.caches[c].sort(tokens.begin, cells, n, seen);
-        lists_[c].n_cells[chunk] = n;
     }
+}
+
+void fused_step::list_cells(const request_cache & cache, const seen_cells & list, int64_t piece) const {
+    const int64_t n_kv   = cache.n_kv;
+    const range   tokens = pieces_[piece];
+    int32_t *     cells  = list.cells + piece * n_kv;
+    uint64_t *    seen   = list.seen + piece * n_kv;
+    std::fill(seen, seen + n_kv, 0);
+    for (int64_t t = tokens.begin; t < tokens.end; ++t) {
+        for (int64_t cell = 0; cell < n_kv; ++cell) {
+            seen[cell] |= uint64_t(cache.sees(t, cell)) << (t - tokens.begin);
+        }
+    }
+    int64_t n = 0;
+    for (int64_t cell = 0; cell < n_kv; ++cell) {
+        if (seen[cell]) {
+            seen[n]    = seen[cell];
+            cells[n++] = int32_t(cell);
+        }
+    }
+    cache.sort(tokens.begin, cells, n, seen);
+    list.n_cells[piece] = n;
 }
 
 // Up to q and what the cache keeps of k and v.
@@ -125,35 +137,23 @@ void fused_step::begin_layer(const layer & l, const fused_request & r, const pri
     }
 }
 
-// Of some tokens of a chunk that begins with token `first`.
-void fused_step::finish_layer(const layer & l, const fused_request & r, const private_arrays & own, int64_t chunk,
-                              int64_t first, range tokens) {
-    const fused_model &   m     = model_;
-    const seen_cells &    list  = lists_[l.cache];
-    const request_cache & cache = r.caches[l.cache];
-    const int64_t         n     = tokens.size();
-    float *               x     = x_ + tokens.begin * m.n_embd;
+// Of n tokens of a chunk, ascending. Their residual streams are the chunk's first n rows then.
+void fused_step::finish_layer(const layer & l, const fused_request & r, const private_arrays & own, const chunk & part,
+                              const int32_t * tokens, int64_t n) {
+    const fused_model & m     = model_;
+    float *             x     = x_ + part.tokens.begin * m.n_embd;
+    int64_t             piece = part.pieces.begin;
 
-    for (int64_t head = 0; head < m.n_head_kv; ++head) {
-        const int64_t  at = head * n_group_ * m.n_embd_head;
-        attention_tile a  = { m.n_embd_head,
-                              int(n_group_),
-                              n,
-                              qkv_ + tokens.begin * qkv_size_ + at,
-                              qkv_size_,
-                              cache.stream(l.k, first),
-                              cache.stream(l.v, first),
-                              list.cells + chunk * cache.n_kv,
-                              cache.positions(first),
-                              list.seen + chunk * cache.n_kv,
-                              tokens.begin - first,
-                              list.n_cells[chunk],
-                              own.tile,
-                              own.rows + at,
-                              q_size_ };
-        a.k.data += head * l.k.head;
-        a.v.data += head * l.v.head;
-        ops_.attend_tile(a);
+    for (int64_t i = 0, end; i < n; i = end) {
+        for (; pieces_[piece].end <= tokens[i]; ++piece) {
+        }
+        for (end = i + 1; end < n && tokens[end] == tokens[end - 1] + 1 && tokens[end] < pieces_[piece].end; ++end) {
+        }
+        const range run = { tokens[i], tokens[i] + end - i };
+        attend_piece(l, r.caches[l.cache], own, piece, run, own.rows + i * q_size_);
+        if (run.begin > part.tokens.begin + i) {
+            std::memmove(x + i * m.n_embd, x_ + run.begin * m.n_embd, run.size() * m.n_embd * sizeof(float));
+        }
     }
     for (int64_t t = 0; t < n; ++t) {
         give_heads(own.rows + t * q_size_, own.input, t);
@@ -168,6 +168,36 @@ void fused_step::finish_layer(const layer & l, const fused_request & r, const pr
     multiply(l.down, { 0, l.down.n_groups() }, own.hidden, n, own.thin, own.rows, m.n_embd, nullptr, nullptr);
     ops_.add(x, own.rows, n * m.n_embd);
     control(l, x, n);
+}
+
+// Of some tokens of a piece.
+void fused_step::attend_piece(const layer & l, const request_cache & cache, const private_arrays & own, int64_t piece,
+                              range tokens, float * out) {
+    const fused_model & m     = model_;
+    const seen_cells &  list  = lists_[l.cache];
+    const int64_t       first = pieces_[piece].begin;
+
+    for (int64_t head = 0; head < m.n_head_kv; ++head) {
+        const int64_t  at = head * n_group_ * m.n_embd_head;
+        attention_tile a  = { m.n_embd_head,
+                              int(n_group_),
+                              tokens.size(),
+                              qkv_ + tokens.begin * qkv_size_ + at,
+                              qkv_size_,
+                              cache.stream(l.k, first),
+                              cache.stream(l.v, first),
+                              list.cells + piece * cache.n_kv,
+                              cache.positions(first),
+                              list.seen + piece * cache.n_kv,
+                              tokens.begin - first,
+                              list.n_cells[piece],
+                              own.tile,
+                              out + at,
+                              q_size_ };
+        a.k.data += head * l.k.head;
+        a.v.data += head * l.v.head;
+        ops_.attend_tile(a);
+    }
 }
 
 }  // namespace mobilellm

@@ -41,7 +41,7 @@ struct mobilellm_step {
                                      // MOBILELLM_NOT_ASKED behind a token of a draft that was not chosen
     float **             logits;     // where the logits are copied to (n_vocab), or NULL
     float **             states;     // where the normed hidden states are copied to (n_embd), or NULL; NULL: nowhere.
-                                     // Else something must be wanted of every token.
+                                     // Else they must be wanted of every token, and nothing else.
     bool                 fused;      // set: it was computed in one node, whose bits do not depend on other sequences
 };
 

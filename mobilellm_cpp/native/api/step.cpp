@@ -131,9 +131,11 @@ int32_t mobilellm_run_step(llama_context * ctx, mobilellm_step * step) {
         const int64_t before = mobilellm_fused_runs();
         if (states) {
             llama_set_embeddings(ctx, true);
+            mobilellm_want_states_alone(true);
         }
         const int32_t result = decode(ctx, *step);
         if (states) {
+            mobilellm_want_states_alone(false);
             llama_set_embeddings(ctx, false);
         }
         step->fused = mobilellm_fused_runs() > before;

@@ -113,6 +113,8 @@ const void * packed(llama_adapter_lora & adapter, const llama_adapter_lora_weigh
     return pair.a->extra;
 }
 
+thread_local bool states_alone = false;  // of the calling thread's next steps
+
 // What the step reads beside upstream's inputs. Keeps the step alive as long as the graph that runs it; a request that
 // is no longer plain gets a new graph.
 struct graph_input_step : public llm_graph_input_i {
@@ -143,13 +145,16 @@ struct graph_input_step : public llm_graph_input_i {
         fused_kernels()->plan(step, node);
     }
 
-    bool can_reuse(const llm_graph_params & params) override { return is_plain(params); }
+    bool can_reuse(const llm_graph_params & params) override {
+        return is_plain(params) && without_logits == states_alone;
+    }
 
     fused_step * const                  step;
     ggml_tensor * const                 node;
     const std::vector<fused_cache>      caches;
     std::vector<const llama_kv_cache *> kv_caches;
     const int64_t                       n_streams;
+    const bool                          without_logits = states_alone;
     std::vector<int32_t>                values;
 };
 
@@ -162,8 +167,9 @@ struct fused_graph : public llm_graph_context {
         if (!describe(model, m)) {
             return false;
         }
-        m.output =
-            cparams.cb_eval || cparams.embeddings || model.output_s || adapted(model.output) ? nullptr : model.output;
+        m.output = cparams.cb_eval || cparams.embeddings || states_alone || model.output_s || adapted(model.output)
+                       ? nullptr
+                       : model.output;
         fused_step * step = fused_kernels()->create(m);
         if (!step && m.output) {  // a matrix of another type
             m.output = nullptr;
@@ -201,12 +207,14 @@ struct fused_graph : public llm_graph_context {
         if (!m.output) {
             res->t_embd = result;
             cb(res->t_embd, "result_norm", -1);
-            result = build_lora_mm(model.output, result, model.output_s);
+            result = states_alone ? nullptr : build_lora_mm(model.output, result, model.output_s);
         }
-        res->t_logits = result;
-        cb(res->t_logits, "result_output", -1);
         ggml_build_forward_expand(gf, node);
-        ggml_build_forward_expand(gf, res->t_logits);
+        if (result) {
+            res->t_logits = result;
+            cb(res->t_logits, "result_output", -1);
+        }
+        ggml_build_forward_expand(gf, result ? result : res->t_embd);
         return true;
     }
 
@@ -308,6 +316,10 @@ bool mobilellm_values_as_rows(const llama_model & model) {
         return std::all_of(matrices.begin(), matrices.end(), fused_kernels()->packed);
     };
     return fused_kernels() && is_plain(model) && std::all_of(model.layers.begin(), model.layers.end(), packed);
+}
+
+void mobilellm_want_states_alone(bool alone) {
+    states_alone = alone;
 }
 
 int64_t mobilellm_fused_runs() {

@@ -65,6 +65,10 @@ std::unique_ptr<llm_graph_context> mobilellm_graph(const llama_model & model, co
 // columns would take it twice as long.
 bool mobilellm_values_as_rows(const llama_model & model);
 
+// Whether the calling thread's next steps are for their hidden states alone. The fused step then leaves out the output
+// matrix, and the context's logits stay what they were.
+void mobilellm_want_states_alone(bool alone);
+
 // How many steps the calling thread has computed in one node.
 int64_t mobilellm_fused_runs();
 
