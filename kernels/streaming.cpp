@@ -43,7 +43,7 @@ class race {
             n_cols = std::max(n_cols, m.n_cols);
             left_ += packed_size(m.type, m.n_cols, m.n_rows);
         }
-        input_.resize(std::max(activation_size(n_cols), n_cols * sizeof(float)) / sizeof(activations) +
+        input_.resize(std::max<size_t>(activation_size(n_cols), n_cols * sizeof(float)) / sizeof(activations) +
                       1);  // zeros cost as much as anything else
     }
 

@@ -140,8 +140,9 @@ MOBILELLM_INLINE int8x16_t weights_of(const raw_chunks & x) {
     constexpr int  second = SECOND && F.columns > 32;
     uint8x16_t     q;
     if constexpr (has_rest(F) && HIGH) {
-        constexpr int rest = rest_bits(F);  // what the register has above them is overwritten
-        q                  = vsliq_n_u8(moved<I * rest % 8, 0>(x.twos[0]), vshrq_n_u8(x.fours[N], F.bits), rest);
+        constexpr int    rest = rest_bits(F);  // what the register has above them is overwritten
+        const uint8x16_t own  = moved<I * rest % 8, 0>(x.twos[0]);
+        q                     = vsliq_n_u8(own, vshrq_n_u8(x.fours[N], F.bits), rest);  // a macro in clang: no commas
     } else if constexpr (has_rest(F)) {
         q = vandq_u8(x.fours[N], vdupq_n_u8((1 << F.bits) - 1));
     } else if constexpr (F.bits == 8) {
