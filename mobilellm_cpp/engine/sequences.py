@@ -51,7 +51,7 @@ class Sequences:
         self._was_many = False
         self._last_members: list[State] = []  # of the last step, and how long it took
         self._last_seconds = 0.0
-        self._rate = 2000.0  # tokens/s of the last step of many
+        self._rate = LEAST / QUICK  # tokens/s of the last step of many; at first as if it were slow
         self._costs = Costs()
         self._step = Step(n_ubatch)
         self._closed = False
