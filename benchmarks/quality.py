@@ -16,6 +16,7 @@ Files that are in FOLDER already are not made again. Prints a table in Markdown.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 from pathlib import Path
@@ -29,7 +30,7 @@ from mobilellm_cpp.quant.mixes import Choice, is_matrix
 
 from mobilellm_cpp.cli.compare import print_comparison
 from mobilellm_cpp.inspection.comparison import Comparison, compare_models, plot
-from mobilellm_cpp.quantization import imatrix, run, sensitivity
+from mobilellm_cpp.quantization import calibration, imatrix, run, sensitivity
 from mobilellm_cpp.quantization.source import Source
 
 
@@ -96,7 +97,7 @@ def our_files(options: argparse.Namespace, source: Source) -> list[Path]:
     text = options.calibration.read_text()
     made = []
     for kind in options.types:
-        out = options.work / f"ours-{kind}.gguf"
+        out = options.work / f"{'first' if options.first_only else 'ours'}-{kind}.gguf"
         made.append(out)
         if not out.exists():
             if kind in RECIPES or kind[0].isdigit():
@@ -158,12 +159,17 @@ def main() -> None:
     parser.add_argument("--only-imatrix", action="store_true", help="no stock file without one")
     parser.add_argument("--only", metavar="PART", help="round the matrices named so alone")
     parser.add_argument("--sequences", type=int, default=24)
+    parser.add_argument(
+        "--first-only", action="store_true", help="calibrate on a block's first execution alone"
+    )
     parser.add_argument("--imatrix-sequences", type=int, default=40)
     parser.add_argument("--chunks", type=int, default=24)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.first_only:
+        calibration.Calibration = functools.partial(calibration.Calibration, first_only=True)
     source = Source(float_file(options.model, options.work))
     files = [*stock_files(options, source), *our_files(options, source)]
     found = compare_models(
