@@ -1,7 +1,7 @@
 """Train a layer-shared model of real widths on documentation, to measure quantization on.
 
     python training/quant_model.py TEXT... --out FOLDER [--minutes M] [--threads N]
-    python training/quant_model.py TEXT... --out FOLDER --device cuda --minutes 4 --rows 256
+    python training/quant_model.py TEXT... --out FOLDER --device cuda --minutes 0.9 --rows 256
 
 Promises: the widths of MobileLLM-125M (576, 9 heads, 3 KV heads, FFN 1536) with three stored blocks
 and a vocabulary of 3,072, so that the embedding is 14 % of the weights; it trains for M minutes of
