@@ -266,7 +266,7 @@ def with_section(text: str, heading: str, table: str) -> str:
         return f"{text.rstrip()}\n\n## {heading}\n\n{block}"
     end = text.find("\n## ", start) + 1 or len(text)
     section = text[start:end]
-    marked = re.compile("<!-- make bench -->\n.*?<!-- end -->\n", re.S)
+    marked = re.compile("<!-- make bench -->.*?<!-- end -->\n", re.S)
     if marked.search(section):
         section = marked.sub(lambda _: block, section, count=1)
     else:
