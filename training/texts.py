@@ -59,9 +59,9 @@ def fetch_model(folder: Path) -> None:
 
 
 def _needed(name: str, prefix: str) -> str:
-    """The package of a version, which the package `name` only names."""
+    """The package of a version, where the package `name` only names it."""
     needs = _run("apt-cache", "depends", name).split()
-    return next(word for word in needs if word.startswith(prefix))
+    return next((word for word in needs if word.startswith(prefix)), name)
 
 
 def _package(name: str, folder: Path) -> Path:

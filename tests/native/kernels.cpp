@@ -3,6 +3,7 @@
 // leaves out what needs a processor's own speed.
 
 #include "dispatch.h"
+#include "random_numbers.h"
 #include "streaming.h"
 
 #include "ggml.h"
@@ -24,8 +25,6 @@ using namespace mobilellm;
 void test_fused_ops();  // fused_ops.cpp
 
 namespace {
-
-std::mt19937 generator(1);
 
 int uniform(int low, int high) {
     return std::uniform_int_distribution<int>(low, high)(generator);

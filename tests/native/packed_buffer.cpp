@@ -3,6 +3,7 @@
 // the first mismatch ends it with exit code 1.
 
 #include "fused.h"
+#include "random_numbers.h"
 #include "thread_limit.h"
 
 #include "ggml-backend.h"
@@ -16,7 +17,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -24,8 +24,7 @@
 
 namespace {
 
-std::mt19937 generator(1);
-int          n_cases = 0;
+int n_cases = 0;
 
 void check(bool right, const std::string & what) {
     ++n_cases;
@@ -33,13 +32,6 @@ void check(bool right, const std::string & what) {
         std::printf("FAILED: %s\n", what.c_str());
         std::exit(1);
     }
-}
-
-std::vector<float> normals(int64_t n) {
-    std::normal_distribution<float> normal;
-    std::vector<float>              x(n);
-    std::generate(x.begin(), x.end(), [&] { return normal(generator); });
-    return x;
 }
 
 struct ggml_deleter {
